@@ -1,0 +1,49 @@
+# `make demo` and `make test` do all their own set-up. An active virtual or conda environment is used as it is;
+# otherwise .venv is made here. On Windows without make, use the lines in README.md.
+PYTHON ?= python3
+CONDA_ENV := $(if $(filter base,$(CONDA_DEFAULT_ENV)),,$(CONDA_PREFIX))
+ENV := $(firstword $(VIRTUAL_ENV) $(CONDA_ENV) .venv)
+PY := $(ENV)/$(if $(filter Windows_NT,$(OS)),Scripts/python.exe,bin/python)
+CORE := $(ENV)/.cookbook-core
+TEST := $(ENV)/.cookbook-test
+WORKERS ?= 2
+NOTEBOOK ?= 01
+
+.PHONY: demo test quality lab lint notebooks clean
+.DEFAULT_GOAL := demo
+
+demo: $(CORE) ## fine-tune a real model and show what changed
+	@$(PY) -m cookbook run $(NOTEBOOK) -p PROFILE cpu
+
+test: $(TEST) ## unit tests, every notebook at smoke, the command line
+	@$(PY) -m pytest -n $(WORKERS) --dist loadgroup
+
+quality: $(TEST) ## train on the real model and assert what it must reach
+	@$(PY) -m pytest tests/quality
+
+lab: $(CORE) ## open the notebooks in JupyterLab
+	@$(PY) -m jupyterlab notebooks
+
+lint: $(TEST)
+	@$(PY) -m ruff check . && $(PY) -m ruff format --check .
+
+notebooks: $(CORE) ## run the notebooks at the cpu profile and write their outputs back, cleaned
+	@$(PY) -m cookbook.publish
+
+clean:
+	rm -rf .venv runs .pytest_cache .ruff_cache *.egg-info
+
+$(PY):
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; name one: make PYTHON=python3.12 $(MAKECMDGOALS)")'
+	@echo "Making the environment $(ENV)"
+	@$(PYTHON) -m venv $(ENV)
+
+$(CORE): pyproject.toml | $(PY)
+	@echo "Installing the cookbook into $(ENV) (some minutes and about 2 GB, once)"
+	@$(PY) -m pip install -q -e .
+	@touch $@
+
+$(TEST): pyproject.toml | $(PY)
+	@echo "Installing the cookbook and its tests into $(ENV) (some minutes and about 2 GB, once)"
+	@$(PY) -m pip install -q -e ".[test]"
+	@touch $@ $(CORE)

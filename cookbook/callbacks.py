@@ -1,0 +1,59 @@
+"""Trainer callbacks: a live loss figure, the time of each step, and a data order that follows from the seed."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from IPython.display import display
+from transformers import TrainerCallback, set_seed
+
+from cookbook import plots
+from cookbook.ledger import Ledger
+
+
+class LiveLoss(TrainerCallback):
+    """Draws training and validation loss in one figure that is updated in place, and tells the ledger.
+
+    `train` and `validation` hold (step, loss in nats a token); `seconds` holds the wall time of each step.
+
+    Args:
+        last: stop after this many steps, with the learning rates of the full run; 0: run to the end.
+    """
+
+    def __init__(self, book: Ledger, title: str, *, seed: int = 0, last: int = 0, every: int = 5) -> None:
+        self.book, self.title, self.seed, self.last, self.every = book, title, seed, last, every
+        self.train: list[tuple[int, float]] = []
+        self.validation: list[tuple[int, float]] = []
+        self.seconds: list[float] = []
+        self._handle: Any = None
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.steps = state.max_steps
+        self._handle = display(self._draw(), display_id=True)
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        set_seed(self.seed + round(state.epoch or 0))  # the order of rows must not depend on evaluations before
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self._began = time.perf_counter()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.seconds.append(time.perf_counter() - self._began)
+        control.should_training_stop |= bool(self.last) and state.global_step >= self.last
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float], **_: Any) -> None:
+        if "loss" in logs:
+            self.train.append((state.global_step, float(logs["loss"])))
+            self.book.note(step=state.global_step, steps=state.max_steps, loss=round(float(logs["loss"]), 4))
+        if "eval_loss" in logs:
+            self.validation.append((state.global_step, float(logs["eval_loss"])))
+        if self._handle and (len(self.train) % self.every == 0 or "eval_loss" in logs):
+            self._handle.update(self._draw())
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if self._handle:
+            self._handle.update(self._draw())
+
+    def _draw(self) -> Any:
+        return plots.losses(self.train, self.validation, title=self.title, steps=self.steps)

@@ -1,0 +1,169 @@
+"""What must hold before training; each of these faults trains happily and ruins the result."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from cookbook.models import Messages, render_prompt
+
+IGNORED = -100  # the label that carries no loss
+
+
+class CheckError(RuntimeError):
+    """Training now would spend time on a wrong setting: what is wrong and what to do."""
+
+
+@dataclass(frozen=True)
+class Supervision:
+    """Share of tokens that carry loss, and the number of rows looked at."""
+
+    share: float
+    rows: int
+
+    def __str__(self) -> str:
+        return f"{self.share:.0%} of tokens carry loss, the end of the answer among them ({self.rows} rows)"
+
+
+def supervision(rows: Sequence[dict[str, Any]], tokenizer: PreTrainedTokenizerBase) -> Supervision:
+    """Loss falls on some tokens and not on all, and each row teaches the model to stop.
+
+    Args:
+        rows: tokenized rows with `input_ids` and `labels` (ignored labels are -100), as the trainer holds them.
+
+    Raises:
+        CheckError: no label anywhere, a label everywhere, or rows whose end-of-text token carries no loss.
+    """
+    supervised = [[t for t in row["labels"] if t != IGNORED] for row in rows]
+    total, used = sum(len(row["labels"]) for row in rows), sum(len(s) for s in supervised)
+    if used == 0:
+        raise CheckError("no token carries loss (every label is -100): nothing would be learnt; check the mask")
+    if used == total:
+        raise CheckError("every token carries loss, prompts too; use prompt/completion rows or a mask")
+    empty = sum(not s for s in supervised)
+    if empty:
+        raise CheckError(f"{empty} of {len(rows)} rows carry no loss at all: is max_length cutting the answers off?")
+    endless = sum(tokenizer.eos_token_id not in s for s in supervised)
+    if endless:
+        raise CheckError(
+            f"{endless} of {len(rows)} rows never show the model the end-of-text token {tokenizer.eos_token!r} "
+            "as something to predict: its answers would not stop; check the template and max_length"
+        )
+    return Supervision(used / total, len(rows))
+
+
+def same_template(
+    rows: Sequence[dict[str, Any]], prompts: Sequence[Messages], tokenizer: PreTrainedTokenizerBase
+) -> int:
+    """Training and inference see the same prompt, token by token; returns the number of prompt tokens compared.
+
+    Args:
+        rows: tokenized training rows (`input_ids`, `labels`), in the order of `prompts`.
+
+    Raises:
+        CheckError: at the first token that differs, with both texts around it.
+    """
+    compared = 0
+    for number, (row, messages) in enumerate(zip(rows, prompts, strict=True)):
+        asked = tokenizer(render_prompt(tokenizer, messages), add_special_tokens=False)["input_ids"]
+        start = next((i for i, t in enumerate(row["labels"]) if t != IGNORED), len(row["labels"]))
+        trained = list(row["input_ids"][:start])
+        compared += len(trained)
+        if trained == asked:
+            continue
+        at = next((i for i, (a, b) in enumerate(zip(trained, asked, strict=False)) if a != b), None)
+        at = min(len(trained), len(asked)) if at is None else at
+        lo, hi = max(0, at - 5), at + 6
+        raise CheckError(
+            f"row {number}: the training prompt and the inference prompt differ at token {at}: trained on "
+            f"{tokenizer.decode(trained[lo:hi])!r}, asked with {tokenizer.decode(asked[lo:hi])!r}"
+        )
+    return compared
+
+
+def one_adapter(model: Any) -> tuple[int, int]:
+    """The adapter is applied once and alone is trained; returns (trainable, total) parameter counts.
+
+    Packed 4-bit weights count as the parameters they stand for.
+
+    Raises:
+        CheckError: no adapter, an adapter on an adapter, more than one active, or base weights that would train.
+    """
+    from peft import PeftModel
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    if not isinstance(model, PeftModel):
+        raise CheckError("the model carries no adapter: wrap it with get_peft_model or pass peft_config")
+    layers = [(n, m) for n, m in model.named_modules() if isinstance(m, BaseTunerLayer)]
+    nested = [n for n, m in layers if any(isinstance(x, BaseTunerLayer) for x in list(m.modules())[1:])]
+    if nested or isinstance(model.get_base_model(), PeftModel) or len(model.peft_config) > 1:
+        where = f" (first at {nested[0]})" if nested else f": {sorted(model.peft_config)}"
+        raise CheckError(f"the adapter is applied more than once{where}; pass peft_config or a PeftModel, not both")
+    own = tuple(name for layer in layers for name in layer[1].adapter_layer_names)
+    stray = [n for n, p in model.named_parameters() if p.requires_grad and not any(o in n for o in own)]
+    stray = [n for n in stray if "modules_to_save" not in n]
+    if stray:
+        raise CheckError(f"{len(stray)} base weights would be trained beside the adapter, first {stray[0]}")
+    trainable, total = model.get_nb_trainable_parameters()
+    if not trainable:
+        raise CheckError("no parameter is trainable: was the adapter loaded with is_trainable=False?")
+    return trainable, total
+
+
+def gradients_survive_evaluation(model: Any, batch: dict[str, torch.Tensor], *, least: float = 0.999) -> float:
+    """Evaluating a quantized model must not change the gradients it gives afterwards.
+
+    Compares the gradient of all trainable weights on `batch` (`input_ids`, `attention_mask`, `labels`, each
+    of shape rows × tokens) before and after a forward in evaluation mode; returns their cosine similarity.
+    An untrained LoRA has B = 0 and so no gradient in A: B alone would hide the fault in the first layers, so
+    B is filled with small noise for the comparison and emptied again.
+
+    Raises:
+        CheckError: a cosine below `least`, or a gradient of zero.
+    """
+    trained = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
+    kept = [p.detach().clone() for _, p in trained]
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for _, p in trained:
+            noise = torch.randn(p.shape, generator=generator) * 0.02
+            p.add_(noise.to(p.device, p.dtype))
+    try:
+        before = _gradient(model, batch, trained)
+        was_training = model.training
+        model.eval()
+        with torch.no_grad():
+            model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
+        after = _gradient(model, batch, trained)
+        model.train(was_training)
+    finally:
+        with torch.no_grad():
+            for (_, p), old in zip(trained, kept, strict=True):
+                p.copy_(old)
+    if not before.norm() or not after.norm():
+        raise CheckError("the gradient of the trainable weights is zero: nothing would be learnt")
+    cosine = torch.nn.functional.cosine_similarity(before, after, dim=0).item()
+    if not cosine >= least:
+        raise CheckError(
+            f"gradients changed through an evaluation (cosine {cosine:.3f}): the quantized weights were repacked; "
+            "set support_avx512bf16_for_cpu = False on every Linear4bit before the first forward"
+        )
+    return cosine
+
+
+def _gradient(model: Any, batch: dict[str, torch.Tensor], trained: list[tuple[str, Any]]) -> torch.Tensor:
+    was_training = model.training
+    model.train()
+    dropouts = [m for m in model.modules() if isinstance(m, torch.nn.Dropout)]
+    for d in dropouts:  # the same function both times
+        d.eval()
+    model.zero_grad(set_to_none=True)
+    model(**batch, use_cache=False).loss.backward()
+    flat = torch.cat([p.grad.detach().float().flatten().cpu() for _, p in trained if p.grad is not None])
+    model.zero_grad(set_to_none=True)
+    model.train(was_training)
+    return flat

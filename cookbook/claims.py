@@ -1,0 +1,107 @@
+"""Sentences from the literature, each with the verdict that this run's numbers give it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from cookbook import memory, results
+from cookbook.evaluation import Score, interval
+
+UNMEASURED = "not measured in this run"
+
+
+def fewer_parameters(trainable: int, total: int, rank: int) -> results.Claim:
+    """C1, by arithmetic and by this model's own counts."""
+    one, full = rank * (4096 + 4096), 4096 * 4096
+    here = total / trainable
+    return results.Claim(
+        claim="LoRA trains about 100 times fewer parameters (r=16 on 4096 x 4096: 131K instead of 16.7M)",
+        verdict="holds" if here >= 90 else "holds in part",
+        evidence=f"r={rank} on 4096 x 4096: {one:,} instead of {full:,}, 1 in {full / one:.0f}. On this model, all "
+        f"linear layers: {trainable:,} of {total:,}, 1 in {here:.0f}; narrow layers gain less, as r(m+n)/mn says",
+    )
+
+
+def nf4_memory(model: Any) -> results.Claim:
+    """C3, measured on the linear layers of `model` and worked out for a 70B model (None: no 4-bit model)."""
+    claim = "4-bit NF4 takes a 70B model from 140 GB to 35 GB"
+    if model is None:
+        return results.Claim(claim=claim, verdict=UNMEASURED, evidence="QUANTIZE was off")
+    import bitsandbytes
+
+    packed = weights = 0
+    for layer in model.modules():
+        if isinstance(layer, bitsandbytes.nn.Linear4bit):
+            state = layer.weight.quant_state
+            weights += int(np.prod(state.shape))
+            packed += layer.weight.numel() * layer.weight.element_size() + state.absmax.numel()
+            packed += 4 * state.state2.absmax.numel() if state.nested else 3 * state.absmax.numel()
+    bits = 8 * packed / max(weights, 1)
+    embeddings = 2 * 128_256 * 8_192  # Llama-3-70B: input and output embeddings stay in 16 bits
+    large = (70.6e9 - embeddings) * memory.NF4_BYTES + embeddings * 2
+    return results.Claim(
+        claim=claim,
+        verdict="holds in part",
+        evidence=f"linear layers here take {bits:.2f} bits a weight, scales included, so 3.9 times less than 16. "
+        f"Embeddings stay in 16 bits: a Llama-3-70B comes to {large / 1e9:.0f} GB, not 35, before any activation",
+    )
+
+
+def quantized_cost(
+    quantized: Sequence[float], plain: Sequence[float], quantized_loss: Sequence[float], plain_loss: Sequence[float]
+) -> results.Claim:
+    """C5 from the same steps of two runs: seconds a step and loss a step, NF4 against unquantized.
+
+    The first step, which warms up, is left out of the speed. Empty sequences: not measured.
+    """
+    claim = "QLoRA trains a little slower than LoRA, with a small loss of quality in some cases"
+    n = min(len(quantized), len(plain))
+    if n < 3:
+        return results.Claim(claim=claim, verdict=UNMEASURED, evidence="the unquantized arm did not run long enough")
+    ratio = float(np.median(np.asarray(quantized[1:n]) / np.asarray(plain[1:n])))
+    old, new = np.asarray(plain_loss[:n]), np.asarray(quantized_loss[:n])
+    low, high = interval(Score(float(old.mean()), old), Score(float(new.mean()), new))
+    slower, costlier = ratio > 1.02, low > 0
+    return results.Claim(
+        claim=claim,
+        verdict="holds"
+        if slower and ratio < 1.5
+        else "holds in part"
+        if slower or costlier
+        else "does not hold here",
+        evidence=f"over the same {n} steps NF4 takes {ratio:.2f} times the seconds of the unquantized base (median); "
+        f"its training loss differs by {new.mean() - old.mean():+.3f} nats a token, 95 % interval [{low:+.3f}, {high:+.3f}]",
+    )
+
+
+def learning_curve(curve: Mapping[int, Mapping[str, float]], headline: str) -> results.Claim:
+    """C12 from scores over the number of training rows."""
+    claim = "fewer than 100 examples overfit; 100 to 500 suffice for format"
+    small = [n for n in curve if n < 100]
+    enough = [n for n in curve if 100 <= n <= 500]
+    if not small or not enough:
+        return results.Claim(claim=claim, verdict=UNMEASURED, evidence="LEARNING_CURVE was off")
+    gap = {n: point["validation loss"] - point["training loss"] for n, point in curve.items()}
+    shape = {n: point.get("valid_json", point[headline]) for n, point in curve.items()}
+    overfit, format_kept = gap[min(small)] > gap[max(curve)] + 0.1, shape[max(enough)] >= 0.95
+    verdict = (
+        "holds" if overfit and format_kept else "holds in part" if overfit or format_kept else "does not hold here"
+    )
+    parts = [
+        f"{n} rows: form {shape[n]:.2f}, {headline} {p[headline]:.2f}, loss gap {gap[n]:+.2f}"
+        for n, p in curve.items()
+    ]
+    return results.Claim(claim=claim, verdict=verdict, evidence="; ".join(parts) + " (validation rows)")
+
+
+def wrong_template(change: results.Metric, name: str) -> results.Claim:
+    """C14 from the headline metric under the right and under another template."""
+    return results.Claim(
+        claim="a prompt format at inference that differs from training degrades the answers",
+        verdict="holds" if change.verdict == "worse" else "does not hold here",
+        evidence=f"{name} {change.before:.3f} with the training template, {change.after:.3f} with plain role names; "
+        f"change {change.change:+.3f}, 95 % interval [{change.ci95[0]:+.3f}, {change.ci95[1]:+.3f}], n={change.n}",
+    )

@@ -1,0 +1,270 @@
+"""Load a base model, generate in batches, save, reload, merge; choose the dtype by measurement."""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import logging
+import os
+import platform
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging as transformers_logging
+
+from cookbook import assets
+from cookbook.fourbit import dense_weights
+
+# For tokenizers without a chat template of their own (GPT-2 and other base models).
+PLAIN_TEMPLATE = (
+    "{% for m in messages %}{{ m['role'] | capitalize }}: {{ m['content'] }}"
+    "{% if m['role'] == 'assistant' %}{{ eos_token }}{% endif %}{{ '\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}Assistant: {% endif %}"
+)
+QUIET = ("bitsandbytes.backends.cpu.ops", "trl", "peft", "accelerate", "datasets", "httpx")
+Messages = list[dict[str, str]]
+
+
+class ModelError(ValueError):
+    """A model that cannot be had or does not fit: what is wrong and what to do."""
+
+
+def quiet() -> None:
+    """Silence the progress bars and the known harmless warnings of the stack; errors still show."""
+    import datasets
+
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    datasets.disable_progress_bars()
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    for name in QUIET:
+        logging.getLogger(name).setLevel(logging.ERROR)
+    for category in (FutureWarning, DeprecationWarning):
+        warnings.simplefilter("ignore", category)
+    warnings.filterwarnings("ignore", message=".*pin_memory.*")
+
+
+def keep_memory() -> str:
+    """Let glibc keep large blocks instead of returning them, which saves page faults in every step.
+
+    Returns what was set, for the record; other C libraries are left alone. The threshold for memory mapping
+    is 1 GiB (`mallopt`, see malloc(3)).
+    """
+    if platform.libc_ver()[0] != "glibc":
+        return "unchanged"
+    libc = ctypes.CDLL(None)
+    trim, mmap = -1, -3  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD
+    return "mallopt" if libc.mallopt(mmap, 1 << 30) and libc.mallopt(trim, (1 << 31) - 1) else "unchanged"
+
+
+def choose_dtype(device: str = "cpu") -> tuple[torch.dtype, dict[str, float]]:
+    """bf16 where it is faster than fp32 by a measurement of about a second, else fp32.
+
+    Returns the dtype and the measured matrix-product speeds in GFLOP/s, best of several interleaved rounds.
+    """
+    best = {torch.float32: 0.0, torch.bfloat16: 0.0}
+    n, deadline = 768, time.perf_counter() + 1.0
+    pairs = {d: torch.ones(n, n, dtype=d, device=device) for d in best}
+    while time.perf_counter() < deadline:
+        for dtype, a in pairs.items():
+            start = time.perf_counter()
+            (a @ a).sum().item()
+            best[dtype] = max(best[dtype], 2 * n**3 / (time.perf_counter() - start) / 1e9)
+    fast = torch.bfloat16 if best[torch.bfloat16] > 1.2 * best[torch.float32] else torch.float32
+    return fast, {"fp32_gflops": best[torch.float32], "bf16_gflops": best[torch.bfloat16]}
+
+
+def resolve(model: str) -> str:
+    """A bundled asset's name, a local folder or a Hub id → what `from_pretrained` takes.
+
+    Raises:
+        ModelError: a path that does not exist or holds no model.
+    """
+    if model in assets.ASSETS:
+        return str(assets.path(model))
+    folder = Path(model).expanduser()
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise ModelError(f"MODEL {model}: no config.json in this folder; give a folder saved by save_pretrained")
+        return str(folder)
+    if model.count("/") == 1 and not model.startswith((".", "~", "/")):
+        return model
+    raise ModelError(
+        f"MODEL {model!r} is no folder here, no bundled model ({', '.join(assets.ASSETS)}) and no Hub id (owner/name)"
+    )
+
+
+def load_tokenizer(model: str) -> PreTrainedTokenizerBase:
+    """The model's tokenizer, padding on the left, with a chat template and a padding token in any case."""
+    with _explained(model):
+        tokenizer = AutoTokenizer.from_pretrained(resolve(model))
+    if tokenizer.eos_token is None:
+        raise ModelError(f"MODEL {model}: its tokenizer has no end-of-text token, so no answer could ever end")
+    if tokenizer.chat_template is None:
+        tokenizer.chat_template = PLAIN_TEMPLATE
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    tokenizer.padding_side = "left"
+    return tokenizer
+
+
+def load(
+    model: str, *, dtype: torch.dtype, device: str = "cpu", quantization_config: Any = None
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A causal language model in evaluation mode, and its tokenizer.
+
+    With 4-bit weights on a CPU the inference-only weight packing of bitsandbytes is switched off: a forward
+    without gradients would otherwise repack the weights in place, and later gradients would be wrong
+    (`checks.gradients_survive_evaluation` measures it).
+
+    Raises:
+        ModelError: no such model, or the Hub cannot be reached.
+    """
+    tokenizer = load_tokenizer(model)
+    with _explained(model):
+        loaded = AutoModelForCausalLM.from_pretrained(
+            resolve(model), dtype=dtype, device_map={"": device}, quantization_config=quantization_config
+        )
+    for module in loaded.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+    loaded.generation_config.pad_token_id = loaded.config.pad_token_id = tokenizer.pad_token_id
+    return loaded.eval(), tokenizer
+
+
+def fingerprint(model: str) -> str:
+    """16 hex digits of the sha256 over a local model's weight files; a Hub id gives its commit hash."""
+    folder = Path(resolve(model))
+    if not folder.is_dir():
+        from transformers import AutoConfig
+
+        return str(getattr(AutoConfig.from_pretrained(model), "_commit_hash", ""))[:16] or "unknown"
+    digest = hashlib.sha256()
+    for file in sorted(folder.glob("*.safetensors")):
+        with open(file, "rb") as f:
+            digest.update(hashlib.file_digest(f, "sha256").digest())
+    return digest.hexdigest()[:16]
+
+
+def label(model: str) -> str:
+    """What to call a model in records: its name, and of a local folder only the last part."""
+    return model if model in assets.ASSETS or not Path(model).expanduser().is_dir() else Path(model).name
+
+
+def context_length(config: Any) -> int:
+    """How many tokens a model of this config can read (its position limit); a large number if it has none."""
+    text = config.get_text_config()
+    return int(getattr(text, "max_position_embeddings", 0) or getattr(text, "n_positions", 0) or 1 << 20)
+
+
+def other_template(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+    """A copy of the tokenizer with another chat template: plain role names, or bracketed ones if it had those."""
+    copy = deepcopy(tokenizer)
+    bracketed = PLAIN_TEMPLATE.replace("{{ m['role'] | capitalize }}: ", "[{{ m['role'] }}] ")
+    copy.chat_template = (
+        PLAIN_TEMPLATE
+        if tokenizer.chat_template != PLAIN_TEMPLATE
+        else bracketed.replace("Assistant: ", "[assistant] ")
+    )
+    return copy
+
+
+def render_prompt(tokenizer: PreTrainedTokenizerBase, messages: Messages) -> str:
+    """The text a model is asked with: messages through the chat template, up to where the answer begins."""
+    return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+
+
+def render_full(tokenizer: PreTrainedTokenizerBase, messages: Messages, completion: str) -> str:
+    """The text a model is trained on: the prompt and the answer, through the same template."""
+    answer = [{"role": "assistant", "content": completion}]
+    return str(tokenizer.apply_chat_template([*messages, *answer], tokenize=False))
+
+
+@torch.no_grad()
+def generate(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Messages] | Sequence[str],
+    *,
+    max_new_tokens: int = 160,
+    batch_size: int = 48,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[str]:
+    """Greedy answers to chat prompts (or to ready text), in the order given.
+
+    Prompts are sorted by length and padded on the left, so that a batch wastes little; a batch ends when each
+    of its answers has ended. Prompts that leave no room in the model's context are cut at the start.
+    """
+    texts = [p if isinstance(p, str) else render_prompt(tokenizer, p) for p in prompts]
+    ids = [tokenizer(t, add_special_tokens=False)["input_ids"] for t in texts]
+    room = context_length(model.config) - max_new_tokens
+    if room < 1:
+        raise ModelError(f"max_new_tokens={max_new_tokens} leaves no room in a context of {room + max_new_tokens}")
+    ids = [i[-room:] for i in ids]
+    order = sorted(range(len(ids)), key=lambda i: (len(ids[i]), i))
+    answers, training = [""] * len(ids), model.training
+    model.eval()
+    for start in range(0, len(order), batch_size):
+        rows = order[start : start + batch_size]
+        batch = tokenizer.pad({"input_ids": [ids[i] for i in rows]}, padding=True, return_tensors="pt")
+        with dense_weights(model):
+            out = model.generate(
+                **batch.to(model.device),
+                max_new_tokens=max_new_tokens,
+                do_sample=False,
+                temperature=None,
+                top_p=None,
+                top_k=None,
+                eos_token_id=_stops(model, tokenizer),
+                pad_token_id=tokenizer.pad_token_id,
+                use_cache=True,
+            )
+        for i, row in zip(rows, out[:, batch["input_ids"].shape[1] :], strict=True):
+            answers[i] = tokenizer.decode(row, skip_special_tokens=True).strip()
+        if progress:
+            progress(min(start + batch_size, len(order)), len(order))
+    model.train(training)
+    return answers
+
+
+def save_adapter(model: Any, tokenizer: PreTrainedTokenizerBase, folder: Path, *, base: str, card: str) -> Path:
+    """Save an adapter (safetensors), its tokenizer and a model card; no path of this machine stays in it."""
+    adapter = model.peft_config[model.active_adapter]
+    named, adapter.base_model_name_or_path = adapter.base_model_name_or_path, label(base)
+    try:
+        model.save_pretrained(folder)
+    finally:
+        adapter.base_model_name_or_path = named
+    tokenizer.save_pretrained(folder)
+    (folder / "README.md").write_text(card, encoding="utf-8")
+    return folder
+
+
+def _stops(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    own = model.generation_config.eos_token_id
+    ids = {tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])}
+    return sorted(i for i in ids if i is not None)
+
+
+class _explained:
+    """Turns the many errors of a model that cannot be had into one sentence."""
+
+    def __init__(self, model: str) -> None:
+        self.model = model
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: Any) -> None:
+        if isinstance(error, (OSError, ConnectionError)) and not isinstance(error, ModelError):
+            first = str(error).strip().splitlines()[0]
+            raise ModelError(
+                f"MODEL {self.model} cannot be loaded: {first} Give a local folder, a bundled model "
+                f"({', '.join(assets.ASSETS)}), or a Hub id while online (gated ones need HF_TOKEN in the environment)"
+            ) from error

@@ -1,0 +1,131 @@
+"""The figures of the notebooks: light opaque background, line style as well as colour, axes with units."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from html import escape
+
+import matplotlib.pyplot as plt
+import numpy as np
+from IPython.display import HTML
+from matplotlib.figure import Figure
+
+STYLE = {
+    "figure.facecolor": "white",
+    "axes.facecolor": "white",
+    "savefig.facecolor": "white",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.alpha": 0.25,
+    "figure.dpi": 96,
+}
+BEFORE, AFTER, THIRD = "#9aa5b1", "#1f6fb2", "#d97706"
+
+
+def losses(
+    train: Sequence[tuple[int, float]], validation: Sequence[tuple[int, float]], *, title: str, steps: int
+) -> Figure:
+    """Training loss a step and validation loss where it was measured; both are (step, nats a token) pairs."""
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(figsize=(7, 3.2), layout="constrained")
+        if train:
+            axes.plot(*zip(*train, strict=True), color=AFTER, label="training")
+        if validation:
+            axes.plot(*zip(*validation, strict=True), "o--", color=THIRD, label="validation")
+        axes.set(title=title, xlabel=f"optimiser step (of {steps})", ylabel="loss (nats a token)")
+        axes.set_ylim(bottom=0)
+        if axes.lines:
+            axes.legend(frameon=False)
+    plt.close(figure)
+    return figure
+
+
+def token_strip(tokens: Sequence[str], supervised: Sequence[bool]) -> HTML:
+    """Tokens in boxes: grey ones are read, coloured and underlined ones carry loss."""
+    look = {
+        False: "background:#eef0f2;color:#444",
+        True: "background:#d6e8f7;color:#0b3d66;text-decoration:underline",
+    }
+    boxes = "".join(
+        f'<span style="{look[bool(on)]};padding:1px 3px;margin:1px;border-radius:3px;display:inline-block">'
+        f"{escape(token).replace(chr(10), '&#9166;').replace(' ', '&nbsp;')}</span>"
+        for token, on in zip(tokens, supervised, strict=True)
+    )
+    return HTML(f'<div style="font-family:monospace;font-size:12px;line-height:1.7">{boxes}</div>')
+
+
+def before_after(names: Sequence[str], series: Mapping[str, Sequence[float]], *, title: str, xlabel: str) -> Figure:
+    """Horizontal bars, one group a name: for example accuracy per label before and after (0 to 1)."""
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(figsize=(7, 0.42 * len(names) + 1.2), layout="constrained")
+        height, y = 0.8 / len(series), np.arange(len(names))
+        looks = zip((BEFORE, THIRD, AFTER), ("//", "..", ""), strict=True)
+        for i, ((label, values), (colour, hatch)) in enumerate(zip(series.items(), looks, strict=False)):
+            axes.barh(
+                y + (i - (len(series) - 1) / 2) * height, values, height, label=label, color=colour, hatch=hatch,
+                edgecolor="white",
+            )  # fmt: skip
+        axes.set_yticks(y, names)
+        axes.invert_yaxis()
+        axes.set(title=title, xlabel=xlabel, xlim=(0, 1.02))
+        axes.grid(axis="y", visible=False)
+        axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
+    plt.close(figure)
+    return figure
+
+
+def confusion(expected: Sequence[str], given: Sequence[str], labels: Sequence[str], *, title: str) -> Figure:
+    """Rows: expected label; columns: given label, the last for answers that are none of them. Counts in cells."""
+    columns = [*labels, "other"]
+    counts = Counter((e, g if g in labels else "other") for e, g in zip(expected, given, strict=True))
+    grid = np.array([[counts[e, g] for g in columns] for e in labels])
+    side = 0.42 * len(labels) + 2
+    with plt.rc_context(STYLE | {"axes.grid": False}):
+        figure, axes = plt.subplots(figsize=(side + 0.6, side), layout="constrained")
+        axes.imshow(grid, cmap="Blues", vmin=0)
+        axes.set_xticks(range(len(columns)), columns, rotation=60, ha="right")
+        axes.set_yticks(range(len(labels)), labels)
+        axes.set(title=title, xlabel="given", ylabel="expected")
+        for (i, j), count in np.ndenumerate(grid):
+            if count:
+                dark = count > grid.max() / 2
+                axes.text(j, i, str(count), ha="center", va="center", color="white" if dark else "black", size=8)
+    plt.close(figure)
+    return figure
+
+
+def curve(
+    x: Sequence[float], series: Mapping[str, Sequence[float]], *, title: str, xlabel: str, ylabel: str
+) -> Figure:
+    """Lines over a logarithmic x axis: for example scores over the number of training rows."""
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(figsize=(7, 3.4), layout="constrained")
+        for (label, values), style in zip(series.items(), ("o-", "s--", "^:", "d-."), strict=False):
+            axes.plot(x, values, style, label=label)
+        axes.set_xscale("log")
+        axes.set_xticks(x, [f"{v:g}" for v in x])
+        axes.minorticks_off()
+        axes.set(title=title, xlabel=xlabel, ylabel=ylabel)
+        axes.legend(frameon=False)
+    plt.close(figure)
+    return figure
+
+
+def histogram(
+    values: Mapping[str, Sequence[float]], *, title: str, xlabel: str, limit: float | None = None
+) -> Figure:
+    """Overlaid outlines of distributions, with a line where a limit lies."""
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(figsize=(7, 2.6), layout="constrained")
+        bins = np.histogram_bin_edges(np.concatenate([np.asarray(v, float) for v in values.values()]), 30)
+        for (label, data), style in zip(values.items(), ("-", "--", ":"), strict=False):
+            axes.hist(data, bins, histtype="step", linestyle=style, linewidth=1.6, label=label, density=True)
+        if limit is not None and limit <= 2 * bins[-1]:
+            axes.axvline(limit, color="black", linestyle="-.", linewidth=1, label="limit")
+        axes.set(title=title, xlabel=xlabel, ylabel="share of rows")
+        axes.set_yticks([])
+        axes.legend(frameon=False)
+    plt.close(figure)
+    return figure
