@@ -158,11 +158,10 @@ def gradients_survive_evaluation(model: Any, batch: dict[str, torch.Tensor], *, 
 def _gradient(model: Any, batch: dict[str, torch.Tensor], trained: list[tuple[str, Any]]) -> torch.Tensor:
     was_training = model.training
     model.train()
-    dropouts = [m for m in model.modules() if isinstance(m, torch.nn.Dropout)]
-    for d in dropouts:  # the same function both times
-        d.eval()
     model.zero_grad(set_to_none=True)
-    model(**batch, use_cache=False).loss.backward()
+    with torch.random.fork_rng():  # the same dropout both times
+        torch.manual_seed(0)
+        model(**batch, use_cache=False).loss.backward()
     flat = torch.cat([p.grad.detach().float().flatten().cpu() for _, p in trained if p.grad is not None])
     model.zero_grad(set_to_none=True)
     model.train(was_training)

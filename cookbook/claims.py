@@ -39,14 +39,17 @@ def nf4_memory(model: Any) -> results.Claim:
             weights += int(np.prod(state.shape))
             packed += layer.weight.numel() * layer.weight.element_size() + state.absmax.numel()
             packed += 4 * state.state2.absmax.numel() if state.nested else 3 * state.absmax.numel()
-    bits = 8 * packed / max(weights, 1)
+    if not weights:
+        return results.Claim(claim=claim, verdict=UNMEASURED, evidence="the model has no 4-bit layers")
+    bits = 8 * packed / weights
     embeddings = 2 * 128_256 * 8_192  # Llama-3-70B: input and output embeddings stay in 16 bits
     large = (70.6e9 - embeddings) * memory.NF4_BYTES + embeddings * 2
     return results.Claim(
         claim=claim,
         verdict="holds in part",
-        evidence=f"linear layers here take {bits:.2f} bits a weight, scales included, so 3.9 times less than 16. "
-        f"Embeddings stay in 16 bits: a Llama-3-70B comes to {large / 1e9:.0f} GB, not 35, before any activation",
+        evidence=f"linear layers here take {bits:.2f} bits a weight, scales included, so {16 / bits:.1f} times less "
+        "than 16. Embeddings stay in 16 bits: "
+        f"a Llama-3-70B comes to {large / 1e9:.0f} GB, not 35, before any activation",
     )
 
 
@@ -65,16 +68,12 @@ def quantized_cost(
     old, new = np.asarray(plain_loss[:n]), np.asarray(quantized_loss[:n])
     low, high = interval(Score(float(old.mean()), old), Score(float(new.mean()), new))
     slower, costlier = ratio > 1.02, low > 0
-    return results.Claim(
-        claim=claim,
-        verdict="holds"
-        if slower and ratio < 1.5
-        else "holds in part"
-        if slower or costlier
-        else "does not hold here",
-        evidence=f"over the same {n} steps NF4 takes {ratio:.2f} times the seconds of the unquantized base (median); "
-        f"its training loss differs by {new.mean() - old.mean():+.3f} nats a token, 95 % interval [{low:+.3f}, {high:+.3f}]",
+    verdict = "holds" if slower and ratio < 1.5 else "holds in part" if slower or costlier else "does not hold here"
+    evidence = (
+        f"over the same {n} steps NF4 takes {ratio:.2f} times the seconds of the unquantized base (median); its "
+        f"training loss differs by {(new - old).mean():+.3f} nats a token, 95 % interval [{low:+.3f}, {high:+.3f}]"
     )
+    return results.Claim(claim=claim, verdict=verdict, evidence=evidence)
 
 
 def learning_curve(curve: Mapping[int, Mapping[str, float]], headline: str) -> results.Claim:

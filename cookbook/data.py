@@ -207,7 +207,7 @@ def take(splits: Splits, *, train: int = 0, validation: int = 0, test: int = 0) 
     return replace(splits, **kept)
 
 
-def spread(examples: Sequence[Example], count: int) -> list[Example]:
+def spread(examples: Sequence[Any], count: int) -> list[Any]:
     """`count` of the examples at even distances, in order; all of them if `count` is 0 or more than there are."""
     if not 0 < count < len(examples):
         return list(examples)

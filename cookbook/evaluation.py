@@ -72,7 +72,8 @@ def fields(answers: Sequence[str], name: str) -> list[str]:
 def headline(scores: Mapping[str, Score], schema: Schema) -> str:
     """The metric that decides: accuracy of the first label, else the first field's own metric."""
     first = next((t for t in schema.targets if schema.kinds[t] == "label"), schema.targets[0])
-    return next(name for name in scores if name.startswith(f"{first}_"))
+    own = {f"{first}_{kind}" for kind in ("accuracy", "exact", "rouge_l")}
+    return next(name for name in scores if name in own)
 
 
 def compare(

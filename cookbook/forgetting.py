@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from cookbook.fourbit import dense_weights
+
 if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -72,7 +74,7 @@ def probe(
     if tokenizer.eos_token_id is None:
         raise ValueError("the tokenizer has no eos_token: set one, generation stops at it")
 
-    with _quiet(), _unchanged(model), _seeded(seed):
+    with _quiet(), _unchanged(model), _seeded(seed), dense_weights(model):
         from lm_eval.evaluator import evaluate
         from lm_eval.models.huggingface import HFLM
         from lm_eval.tasks import TaskManager
@@ -89,9 +91,7 @@ def probe(
         scores: dict[str, np.ndarray] = {}
         for names, chat in ((CHOICE_TASKS, False), (GENERATION_TASKS, bool(tokenizer.chat_template))):
             # `simple_evaluate` is this call plus seconds of describing the machine.
-            report = evaluate(
-                lm, tasks.load(list(names)), limit=limit, bootstrap_iters=0, apply_chat_template=chat
-            )
+            report = evaluate(lm, tasks.load(list(names)), limit=limit, bootstrap_iters=0, apply_chat_template=chat)
             for name in names:
                 items = sorted(report["samples"][name], key=lambda item: item["doc_id"])
                 scores[name.removeprefix("cookbook_")] = np.array([int(item["acc"]) for item in items])

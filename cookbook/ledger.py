@@ -124,6 +124,7 @@ class _MemoryWatch:
     def stop(self) -> int:
         self._done.set()
         self._thread.join()
+        self._peak = max(self._peak, self._process.memory_info().rss)  # a stage may be shorter than the interval
         return self._cuda.max_memory_allocated() if self._cuda else self._peak
 
 

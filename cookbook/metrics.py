@@ -13,21 +13,30 @@ import numpy as np
 Rows = list[float]
 
 
+def _not_json(constant: str) -> None:
+    raise ValueError(f"{constant} is not JSON")
+
+
+_DECODER = json.JSONDecoder(parse_constant=_not_json)  # Python's own reads NaN and Infinity
+
+
 def parse(answer: str, *, strict: bool = False) -> dict[str, Any] | None:
     """The JSON object in an answer, or None; not strict: the first object in it, whatever stands around it."""
-    start = 0 if strict else max(answer.find("{"), 0)
-    try:
-        value, end = json.JSONDecoder().raw_decode(answer[start:].strip() if strict else answer[start:])
-    except ValueError:
-        return None
-    if not isinstance(value, dict) or (strict and end != len(answer.strip())):
-        return None
-    return value
+    answer = answer.strip()
+    for start in [0] if strict else [i for i, letter in enumerate(answer) if letter == "{"]:
+        try:
+            value, end = _DECODER.raw_decode(answer, start)
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(value, dict) and not (strict and end != len(answer)):
+            return value
+    return None
 
 
 def text(value: Any) -> str:
     """A field as text: strings as they are, anything else (numbers, null) as JSON."""
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    shown = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return shown.encode("utf-8", "replace").decode()  # half a surrogate pair, which JSON may hold, is no text
 
 
 class RowMetric(evaluate.Metric):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
+import json
 import logging
 import os
 import platform
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
@@ -129,8 +131,17 @@ def load(
     tokenizer = load_tokenizer(model)
     with _explained(model):
         loaded = AutoModelForCausalLM.from_pretrained(
-            resolve(model), dtype=dtype, device_map={"": device}, quantization_config=quantization_config
+            resolve(model),
+            dtype=dtype,
+            device_map={"": device},
+            quantization_config=quantization_config,
+            use_safetensors=True,
         )
+    words = loaded.get_input_embeddings().num_embeddings
+    if tokenizer.eos_token_id >= words:
+        raise ModelError(f"MODEL {model}: its tokenizer has {len(tokenizer)} tokens, its embeddings {words}")
+    if tokenizer.pad_token_id >= words:  # a default of the tokenizer's class that this model never had
+        tokenizer.pad_token = tokenizer.eos_token
     for module in loaded.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
@@ -235,12 +246,10 @@ def generate(
 
 def save_adapter(model: Any, tokenizer: PreTrainedTokenizerBase, folder: Path, *, base: str, card: str) -> Path:
     """Save an adapter (safetensors), its tokenizer and a model card; no path of this machine stays in it."""
-    adapter = model.peft_config[model.active_adapter]
-    named, adapter.base_model_name_or_path = adapter.base_model_name_or_path, label(base)
-    try:
-        model.save_pretrained(folder)
-    finally:
-        adapter.base_model_name_or_path = named
+    model.save_pretrained(folder)  # with the true path: PEFT compares the vocabulary with that of the base model
+    config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+    config["base_model_name_or_path"] = label(base)
+    (folder / "adapter_config.json").write_text(json.dumps(config, indent=2, sort_keys=True), encoding="utf-8")
     tokenizer.save_pretrained(folder)
     (folder / "README.md").write_text(card, encoding="utf-8")
     return folder
@@ -262,9 +271,9 @@ class _explained:
         return None
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: Any) -> None:
-        if isinstance(error, (OSError, ConnectionError)) and not isinstance(error, ModelError):
+        if isinstance(error, (OSError, ValueError, SafetensorError)) and not isinstance(error, ModelError):
             first = str(error).strip().splitlines()[0]
             raise ModelError(
-                f"MODEL {self.model} cannot be loaded: {first} Give a local folder, a bundled model "
-                f"({', '.join(assets.ASSETS)}), or a Hub id while online (gated ones need HF_TOKEN in the environment)"
+                f"MODEL {self.model} cannot be loaded: {first} Give a folder, a bundled model "
+                f"({', '.join(assets.ASSETS)}), or a Hub id while online (HF_TOKEN in the environment if it is gated)"
             ) from error

@@ -78,14 +78,14 @@ def before_after(names: Sequence[str], series: Mapping[str, Sequence[float]], *,
 
 def confusion(expected: Sequence[str], given: Sequence[str], labels: Sequence[str], *, title: str) -> Figure:
     """Rows: expected label; columns: given label, the last for answers that are none of them. Counts in cells."""
-    columns = [*labels, "other"]
-    counts = Counter((e, g if g in labels else "other") for e, g in zip(expected, given, strict=True))
+    columns = [*labels, None]  # a label may itself be called "other"
+    counts = Counter((e, g if g in labels else None) for e, g in zip(expected, given, strict=True))
     grid = np.array([[counts[e, g] for g in columns] for e in labels])
     side = 0.42 * len(labels) + 2
     with plt.rc_context(STYLE | {"axes.grid": False}):
         figure, axes = plt.subplots(figsize=(side + 0.6, side), layout="constrained")
         axes.imshow(grid, cmap="Blues", vmin=0)
-        axes.set_xticks(range(len(columns)), columns, rotation=60, ha="right")
+        axes.set_xticks(range(len(columns)), [*labels, "none of these"], rotation=60, ha="right")
         axes.set_yticks(range(len(labels)), labels)
         axes.set(title=title, xlabel="given", ylabel="expected")
         for (i, j), count in np.ndenumerate(grid):

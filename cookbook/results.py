@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import psutil
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
@@ -23,7 +23,7 @@ Verdict = Literal["improved", "no measurable change", "worse"]
 
 
 class _Record(BaseModel):
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
 
 class Model(_Record):
@@ -41,11 +41,8 @@ class Data(_Record):
     licence: str
 
 
-class Metric(_Record):
-    """One score before and after, over the same `n` test rows; `ci95` is of the paired change."""
-
+class _Change(_Record):
     before: float
-    prompted: float | None = None
     after: float
     change: float
     ci95: tuple[float, float]
@@ -54,7 +51,7 @@ class Metric(_Record):
     verdict: Verdict
 
     @model_validator(mode="after")
-    def _consistent(self) -> Metric:
+    def _consistent(self) -> Self:
         if abs(self.after - self.before - self.change) > 1e-6:
             raise ValueError(f"change {self.change} is not after - before ({self.after} - {self.before})")
         if self.ci95[0] > self.ci95[1]:
@@ -62,17 +59,16 @@ class Metric(_Record):
         return self
 
 
-class Probe(_Record):
+class Metric(_Change):
+    """One score before and after, over the same `n` test rows; `ci95` is of the paired change."""
+
+    prompted: float | None = None
+
+
+class Probe(_Change):
     """One forgetting probe: general ability before and after, with the interval of the paired change."""
 
     probe: str
-    before: float
-    after: float
-    change: float
-    ci95: tuple[float, float]
-    n: int = Field(ge=1)
-    higher_is_better: bool = True
-    verdict: Verdict
 
 
 class Seconds(_Record):

@@ -1,12 +1,13 @@
 """Write training rows for the customer-service task: the hand-written ones plus rows from a seeded grammar.
 
-    python generate.py --rows 312 --seed 0 --handwritten handwritten.jsonl --out train.jsonl
+    python generate.py --rows 420 --seed 0 --handwritten handwritten.jsonl --out train.jsonl
 
 situations.txt holds the situations, a block for each intent. A sketch starts with "@items flags - message"; a line
 ">" opens what the reply says first, a line "+" the next step where the intent's usual STEPS do not fit.
 Markup: {a|b} one of them, [a] perhaps, <a|b> a where the message has an order number and else b, $name a
 value of the row, ^h and ^l words that make a message urgent or not, ~ "I'm sorry". Flags: d b m r c a deadline
-of that kind may follow, H L the urgency without such words, T terse, N never an order number, O always one.
+of that kind may follow, H L the urgency without such words, T terse, N never an order number, O always one,
+P plain: the customer says in ordinary words what is wrong (PLAIN of all rows; the other sketches are indirect).
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 PROBLEMS = "late_delivery damaged_item wrong_item billing_charge payment_failed account_access warranty_claim"
+SHORTEST, LONGEST = 14, 26  # words of a reply
+PLAIN = 0.6  # share of the rows from plain sketches
 FORBIDDEN = (
     r"guarantee|promise|immediately|instantly|right away|today|tomorrow|compensation|free gift|100%|definitely"
     r"|certainly|always|never|!"
@@ -38,10 +41,10 @@ ITEMS = {  # a star marks a plural
     "food": "tea sampler,honey jars*,coffee beans*,jam set,biscuit tin,olive oil set",
 }
 ITEMS["any"] = ",".join(ITEMS[k] for k in ("elec", "brk", "bed", "furn", "gard", "toy"))
-FIRST_NAMES = """Amara Bea Cillian Dilnoza Emeka Farah Goran Hana Ines Jarek Katya Leila Mateo Nadia Oskar Priya Quentin
-Rosa Sanjay Tove Umar Vera Wanjiru Xenia Yara Zofia Anton Brigid Carmen Duc Elif Fergus Gita Hamza Ilse Joao Kemal
-Lotte Minh Nkechi Orla Paolo Ruth Sven Tamsin Ulrike Viktor Wim Yuki Zainab Aoife Boris Chidi Delphine Esther Femi
-Greta Hugo Ivana Jun"""
+FIRST_NAMES = """Amara Bea Cillian Dilnoza Emeka Farah Goran Hana Ines Jarek Katya Leila Mateo Nadia Oskar Priya
+Quentin Rosa Sanjay Tove Umar Vera Wanjiru Xenia Yara Zofia Anton Brigid Carmen Duc Elif Fergus Gita Hamza Ilse
+Joao Kemal Lotte Minh Nkechi Orla Paolo Ruth Sven Tamsin Ulrike Viktor Wim Yuki Zainab Aoife Boris Chidi
+Delphine Esther Femi Greta Hugo Ivana Jun"""
 NAMES = re.split(r"\s", FIRST_NAMES)
 VALUES = {
     "day": "Monday,Tuesday,Wednesday",
@@ -57,69 +60,77 @@ VALUES = {
 }
 DEADLINES = {  # kind of deadline: what the customer writes / what the reply calls it
     "d": """\
-* {I need $them|$it must be here} by $dday, {that's my {sister|dad|son}'s birthday|the birthday party
-is then}./the birthday on $dday
-* we {have|are expecting} {six|eight|ten} {people|guests} {on|this} $dday and I {was counting|count} on the $x./your
-guests on $dday
-* we {move house|move out} {on|this} $dday, {after that nobody is here|and then this address is history}./your move on
-$dday
+* {I need $them|$it must be here} by $dday, {that's my {sister|dad|son}'s birthday|the birthday party is
+then}./the birthday on $dday
+* we {have|are expecting} {six|eight|ten} {people|guests} {on|this} $dday and I {was counting|count} on the
+$x./your guests on $dday
+* we {move house|move out} {on|this} $dday, {after that nobody is here|and then this address is history}./your
+move on $dday
 * {the $x $is|$it $is} {a|our} wedding present and the wedding is {on|this} $dday./the wedding on $dday
 * {I fly|we leave} {on|this} $dday {and need this settled first|for three weeks}./your trip on $dday""",
     "b": """\
-* it's a birthday present for {this|on} $dday, {so I need to get this done|so the clock is ticking}./the
+* it's a birthday present for {this $dday|$dday}, {so I need to get this done|so the clock is ticking}./the
 birthday on $dday
 * the {offer|discount} {ends|runs out} on $dday{.|, so I can't wait long.}/the offer ending on $dday
 * I need {it|this} before {we travel|our trip} on $dday./your trip on $dday""",
     "m": """\
 * {my rent|the rent} {goes out|is due} on $dday and I need that money {in the account|back}./your rent on $dday
 * {we go|I go} on holiday {on|this} $dday and that {was|is} our spending money./your holiday on $dday
-* payday isn't till next week and {my account is empty|there's nothing left for food} until $dday./your account so
-short until $dday""",
+* payday isn't till next week and {my account is empty|there's nothing left for food} until $dday./your account
+so short until $dday""",
     "c": """\
 * {I fly|we leave} {on|this} $dday, so it {must|has to} be stopped before that./your trip on $dday
-* {we move out|the keys go back} {on|this} $dday, {nobody can take it in then|so it must not come after}./your move on $dday
-""",
+* {we move out|the keys go back} {on|this} $dday, {nobody can take it in then|so it must not come after}./your
+move on $dday""",
     "r": """\
-* {I fly|we travel} on $dday {for a month|for six weeks}, so it has to be {gone|sorted} before./your trip on $dday
-* the {school play|interview|wedding} is this $dday{, so quickly please.| and I have nothing else.}/your date on $dday
+* {I fly|we travel} on $dday {for a month|for six weeks}, so it has to be {gone|sorted} before./your trip on
+$dday
+* the {school play|interview|wedding} is this $dday{, so quickly please.| and I have nothing else.}/your date on
+$dday
 * we move on $dday, {the flat must be empty|so before that please}./your move on $dday""",
 }
-CALM = """{no rush|no hurry} {at all|whatsoever|from my side}.|whenever {you have a minute|someone has
-time} {is fine|will do}.|not urgent{, just wondering| in the least}.|{next week is fine|there's plenty of time}.|take
-your time, {nothing hangs on it|it really can wait}.""".replace("\n", " ")
-REPEAT = """this is {the second|the third|already the third} {time I write|message} about {it|this}.|{my last|my first} two
-mails {went unanswered|got no reply}.|I {wrote|rang|complained} about {exactly this|the same thing} {last week|on Monday}
-and {nothing has happened|here we are again}.""".replace("\n", " ")
-THREAT = """{if I don't hear from you|without an answer} by {Friday|the weekend} {I'll have my bank claw the money back|I
-will dispute the payment with my bank|my lawyer writes the next letter|I am posting the whole story online}.|{next stop|my
-next call} is {the consumer office|my lawyer|my bank's dispute desk}.""".replace("\n", " ")
-ANGRY = """{honestly|frankly}, {this is poor|I expected better}.|not {impressed|good enough}.|what a {circus|farce|mess}.|I
-am {rather|quite} {fed up|annoyed}.|{well done|bravo}, I suppose.|{really|properly} disappointing{.| for a shop I like.}"""
+CALM = """{no rush|no hurry} {at all|whatsoever|from my side}.|whenever {you have a minute|someone has time} {is
+fine|will do}.|not urgent{, just wondering| in the least}.|{next week is fine|there's plenty of time}.|take your
+time, {nothing hangs on it|it really can wait}.""".replace("\n", " ")
+REPEAT = """this is {the second|the third|already the third} {time I write|message} about {it|this}.|{my last|my
+first} two mails {went unanswered|got no reply}.|I {wrote|rang|complained} about {exactly this|the same thing}
+{last week|on Monday} and {nothing has happened|here we are again}.""".replace("\n", " ")
+THREAT = """{if I don't hear from you|without an answer} by {Friday|the weekend} {I'll have my
+bank claw the money back|I will dispute the payment with my bank|my lawyer writes the next
+letter|I am posting the whole story online}.|{next stop|my next call} is {the consumer office|my
+lawyer|my bank's dispute desk}.""".replace("\n", " ")
+ANGRY = """{honestly|frankly}, {this is poor|I expected better}.|not {impressed|good enough}.|what a
+{circus|farce|mess}.|I am {rather|quite} {fed up|annoyed}.|{well done|bravo}, I suppose.|{really|properly}
+disappointing{.| for a shop I like.}"""
 ANGRY = ANGRY.replace("\n", " ")
-OPENERS = """hi,|hello,|good morning,|good evening,|hey,|hiya,|dear team,|hello there,|hi Lark & Kettle,|dear sir or
-madam,|quick one:|sorry to bother you.|me again, the one with the {parrot|loud dog|long e-mails}.|I'm {writing|typing}
-this {on the bus|on my phone|with one hand|on my lunch break}.|I've been a customer {for years|since you opened}{.| and
-mostly a happy one.}|lovely shop, by the way.|{please bear with me|excuse my English}, {I don't do this often|I'm learning
-still|my keyboard is broken}.|{hope|I hope} {you're well|you had a good weekend}.""".replace("\n", " ")
-CLOSERS = """thanks|thank you|many thanks|cheers|kind regards|best wishes|ta|thanks in advance|please advise|hope you can
-help|looking forward to your answer|please help|all the best|yours sincerely|greetings|thx""".replace(
-    "\n", " "
+OPENERS = """hi,|hello,|good morning,|good evening,|good afternoon,|hey,|hiya,|dear team,|hello
+there,|hi Lark & Kettle,|dear sir or madam,|hi team,|hello, I need some help please.|I have a
+question.|quick one:|sorry to bother you.|I'm {writing|typing} this {on the bus|on my phone|on my
+lunch break}.|I've been a customer {for years|since you opened}.|lovely shop, by the way.|excuse
+my English, {I'm still learning|it is not my first language}.|please bear with me, I don't do this
+often.|{hope|I hope} {you're well|you had a good weekend}.""".replace("\n", " ")
+CLOSERS = (
+    "thanks|thank you|many thanks|cheers|kind regards|best wishes|ta|thanks in advance|please advise"
+    "|hope you can help|looking forward to your answer|please help|all the best|yours sincerely|greetings|thx"
 ).split("|")
 RIDERS = """\
 * product_question:{oh, and|while I'm here:} {is the blue oven glove coming back|do you still have the oak
 trays|will there be a winter sale}{?|, by any chance?}
-* order_status:{my other parcel, the tea towels, is|the tea towels from my other order are} {on the way|travelling} I think,
-{that's fine|never mind those}.
-* damaged_item:{a spoon in the last parcel was a bit scratched|the box had a dent}, but {I don't care about that|that's no
-drama}.
-* late_delivery:{by the way|incidentally}, the last parcel was {a day|two days} late, {not that it mattered|I lived}.
-* account_access:{also|side note}: your site {logs me out|forgets me} all the time, {but that's for another day|slightly
-annoying}.
+* order_status:{my other parcel, the tea towels, is|the tea towels from my other order are} {on the
+way|travelling} I think, {that's fine|never mind those}.
+* damaged_item:{a spoon in the last parcel was a bit scratched|the box had a dent}, but {I don't care about
+that|that's no drama}.
+* late_delivery:{by the way|incidentally}, the last parcel was {a day|two days} late, {not that it mattered|I
+lived}.
+* account_access:{also|side note}: your site {logs me out|forgets me} all the time, {but that's for another
+day|slightly annoying}.
 * billing_charge:(the {invoice|bill} spells my street wrong too, {ignore that|I don't mind}.)
-* return_exchange:{I may send the napkins from another order back one day|the apron is too big, but I'll keep it}, that's
-separate.
-* payment_failed:{paying took me two tries, but it worked|the card page was slow, but it went through in the end}.
-* refund_request:{the refund for the napkins arrived, thanks for that|and thanks for last month's refund, that was quick}."""
+* return_exchange:{I may send the napkins from another order back one day|the apron is too big, but I'll keep
+it}, that's separate.
+* payment_failed:{paying took me two tries, but it worked|the card page was slow, but it went through in the
+end}.
+* refund_request:{the refund for the napkins arrived, thanks for that|and thanks for last month's refund, that
+was quick}."""
 PARCEL = (
     "(tracking $track)|the carrier's code is $track.|I paid $pc {for it|in all}.|bought on the {2nd|14th}, for $pc."
 )
@@ -139,116 +150,127 @@ FACTS = ["x", "day", "age", "pc", "price", "half", "ship", "sz", "sz2", "col", "
 HASTE = r"wait|hurry|soon|nearly|at once|minute|need that|ever\b|three weeks|fed up"
 ASKS = {
     "order_status": "{a line|a short word} {is enough|would help me plan}.|please {have a look|tell me where it is}.",
-    "late_delivery": """please {find out|ask the driver} {where it got stuck|what went wrong}.|I {want|would like} {my parcel|to
-know where it is}, {not another excuse|that's all}.|could somebody {go and look|ring the carrier}?""",
-    "damaged_item": """{a new one|another one, whole this time}, please.|{how do we fix this|what do you need from me}?|I'd {rather
-have the money|take a refund} {this time|if that's quicker}.|I {took|have} {photos|pictures} {of it all|if you want them}.""",
-    "wrong_item": """{what happens with this one|who pays the way back}?|{please send what I ordered|I'd like the right thing}.|I
-{can|will} {send a picture|keep it in the box} {until you answer|if you like}.""",
-    "refund_request": """{please check|could you check} {your books|with whoever pays}.|{I'd like it back|please pay it out} {on my
-card|where it came from}.|{a date would be nice|when can I expect it}?""",
-    "return_exchange": """{a label would be kind|please send me a label}.|{what are the steps|what do I do first}?|{tell me|let me
-know} {how it works|where it must go}.""",
-    "cancel_order": """{please confirm|a short yes is enough|do let me know} {that it's stopped|if it worked}.|{can you still|is there
-time to} {catch it|do that}?|{I'd like my money back then|no goods, no bill, I hope}.""",
-    "billing_charge": """{please put it right|please look into this}.|{who can explain|can somebody explain} {that|the sum}?|I {have
-kept|can send} {the statement|a screenshot}.""",
-    "payment_failed": """{what am I doing wrong|how do I get past this}?|{is it my card or you|is your shop asleep}?|{I only want to
-pay|I do want to buy it}.""",
-    "account_access": """{please let me in|please open it for me}.|{what now|what do I have to send you}?|{is there a person who
-can|can someone} {unlock it|look at it}?""",
+    "late_delivery": """please {find out|ask the driver} {where it got stuck|what went wrong}.|I {want|would
+like} {my parcel|to know where it is}, {not another excuse|that's all}.|could somebody {go and look|ring the
+carrier}?""",
+    "damaged_item": """{a new one|another one, whole this time}, please.|{how do we fix this|what do you need
+from me}?|I'd {rather have the money|take a refund} {this time|if that's quicker}.|I {took|have}
+{photos|pictures} {of it all|if you want them}.""",
+    "wrong_item": """{what happens with this one|who pays the way back}?|{please send what I
+ordered|I'd like the right thing}.|I {can|will} {send a picture|keep it in the box} {until you
+answer|if you like}.""",
+    "refund_request": """{please check|could you check} {your books|with whoever pays}.|{I'd like it back|please
+pay it out} {on my card|where it came from}.|{a date would be nice|when can I expect it}?""",
+    "return_exchange": """{a label would be kind|please send me a label}.|{what are the steps|what do I do
+first}?|{tell me|let me know} {how it works|where it must go}.""",
+    "cancel_order": """{please confirm|a short yes is enough|do let me know} {that it's stopped|if it
+worked}.|{can you still|is there time to} {catch it|do that}?|{I'd like my money back then|no goods, no bill, I
+hope}.""",
+    "billing_charge": """{please put it right|please look into this}.|{who can explain|can somebody explain}
+{that|the sum}?|I {have kept|can send} {the statement|a screenshot}.""",
+    "payment_failed": """{what am I doing wrong|how do I get past this}?|{is it my card or your site|is there a
+problem on your side}?|{I only want to pay|I do want to buy it}.""",
+    "account_access": """{please let me in|please open it for me}.|{what now|what do I have to send you}?|{is
+there a person who can|can someone} {unlock it|look at it}?""",
     "product_question": "{a short answer will do|yes or no is enough}.|{do you happen to know|can somebody measure}?",
-    "warranty_claim": """{surely that's covered|is there cover for that}?|{can it be repaired|do I send it in}?|I {have|kept} {the
-receipt|the papers} {somewhere|in a folder}.|that's not {how long|the age when} {a thing should last|one gives up}.""",
+    "warranty_claim": """{is that covered|is there cover for that}?|{can it be repaired|do I send
+it in}?|I {have|kept} {the receipt|the papers} {somewhere|in a folder}.|{that is too soon|it
+should last longer}.""",
 }
-DETAILS = """my {mother|dad|sister} {chose it with me|laughs at me already|says hello}.|we're {five|four} in this flat and {the
-hall is tiny|nobody talks of anything else}.|it has been {a long week|one of those days}.|I {work nights|teach all day}, {so mail
-suits me best|so please don't ring}.|{the dog|the cat} {is no help|finds it all very funny}.|I {was so|had been} looking forward {to
-this|all month}.|we've {bought|had} {plenty from you|half our kitchen from you} {and it's been fine|over the years}.|{my husband|my wife} says I
-should {write it off|be firmer}, {but I like to be fair|so here I am}.|{outside it's raining|I've just made coffee}, {so I have time
-to write|so here goes}.|(I'm {71|68|80} and {not quick at this|my grandson types for me}.)""".replace("\n", " ")
-ORDERS = """my order is $id.|order no. $id.|the {order number|number} is $id.|{order|ref}: $id.|it's {order|number} $id.|that's
-$id {on my slip|in my mail|on the invoice}.|{number|order} $id, {if I read it right|as far as I can see}.|{you'll
-find it|look} under $id.|$id is {what the mail says|the number I have|the order}.|(order $id)|(#$id)|purchase $id.|{in
-case you need it|for your files}: $id.""".replace("\n", " ")
-NO_ORDER = """I {don't have|can't find} the {order number|number} {right now|any more}.|{the number is|my papers are} {at
-home|in the bin}, {sorry|I'm afraid}.|no idea {what|where} the order number is.|{do you need|should I send} the number?"""
+DETAILS = """my {mother|dad|sister} {chose it with me|laughs at me already|says hello}.|we're
+{five|four} in this flat and {the hall is tiny|nobody talks of anything else}.|it has been {a long
+week|one of those days}.|I {work nights|teach all day}, {so mail suits me best|so please don't
+ring}.|{the dog|the cat} {is no help|finds it all very funny}.|I had been looking forward to
+this.|we've {bought|had} {plenty from you|half our kitchen from you} {and it's been fine|over the
+years}.|{my husband|my wife} says I should {write it off|be firmer}, {but I like to
+be fair|so here I am}.|{outside it's raining|I've just made coffee}, {so I have time to write|so
+here goes}.|(I'm {71|68|80} and {not quick at this|my grandson types for me}.)""".replace("\n", " ")
+ORDERS = """my order is $id.|order no. $id.|the {order number|number} is $id.|{order|ref}: $id.|it's
+{order|number} $id.|that's $id {on my slip|in my mail|on the invoice}.|{number|order} $id, {if I read it
+right|as far as I can see}.|{you'll find it|look} under $id.|$id is {what the mail says|the number I have|the
+order}.|(order $id)|(#$id)|purchase $id.|{in case you need it|for your files}: $id.""".replace("\n", " ")
+NO_ORDER = """I {don't have|can't find} the {order number|number} {right now|any more}.|{the number is|my papers
+are} {at home|in the bin}, {sorry|I'm afraid}.|no idea {what|where} the order number is.|{do you need|should I
+send} the number?"""
 NO_ORDER = NO_ORDER.replace("\n", " ")
 SLANG = {
-    "you": "u", "are": "r", "please": "pls", "because": "bc", "your": "ur", "thanks": "thx", "about": "abt", "to": "2",
-    "for": "4", "something": "smth", "with": "w", "people": "ppl", "tomorrow": "tmrw", "and": "n", "really": "rly",
-    "don't": "dont", "I'm": "im", "it's": "its", "can't": "cant", "I've": "ive", "doesn't": "doesnt", "won't": "wont",
+    "you": "u", "are": "r", "please": "pls", "because": "bc", "your": "ur", "thanks": "thx", "about": "abt",
+    "to": "2", "for": "4", "something": "smth", "with": "w", "people": "ppl", "tomorrow": "tmrw", "and": "n",
+    "really": "rly", "don't": "dont", "I'm": "im", "it's": "its", "can't": "cant", "I've": "ive",
+    "doesn't": "doesnt", "won't": "wont",
 }  # fmt: skip
 STEPS = {
     "order_status": """\
-* <We are checking $LK with {the warehouse|the carrier} and will {write back|write to you} with what
-{they say|we find}.|Please send us your order number, and we will check with the warehouse where the parcel is.>
-* A tracking link is e-mailed when the parcel leaves the warehouse.< We will look up $LK and {let you know|tell you more}.|
-Please send us your order number so that we can look it up.>
-* <We will ask the {carrier|warehouse} about $LK|Could you send us your order number? We will ask the carrier> and {write
-once we know|come back to you with a date if there is one}.""",
+* <We are checking $LK and will {write to you|let you know}.|Please send us your order number, and we will
+{check|look it up}.>
+* <We will ask the {carrier|warehouse} about $LK and {write to you|let you know}.|Could you send us your order
+number, so that we can {check|look it up}?>
+* {A|Your} tracking link {is e-mailed|comes by e-mail} when <$LK|your parcel> leaves {the|our} warehouse.""",
     "late_delivery": """\
-* <We are opening a trace for $LK with the carrier and will|Please send us your order number. We will
-open a trace with the carrier and> write within two working days.
-* <A trace with the carrier is being opened for $LK, and you will hear from us|Could you send us your order number? The
-carrier will then be asked to trace the parcel, and we will write> within two working days.
-* <The carrier will be asked to trace $LK.|Please reply with your order number so the carrier can trace the parcel.> We
-will {tell you what they find|write with the result} within two working days.""",
+* <We will {trace $LK|open a trace for $LK} and write within two working days.|Please send us your order number,
+and we will open a trace.>
+* <We are {tracing $LK|asking the carrier about $LK} and will write within two working days.|Could you send us
+your order number so that we can trace it?>
+* <{The carrier will trace|A trace is open for} $LK, and you {will hear|hear} from us within two working
+days.|Please reply with your order number so the carrier can trace it.>""",
     "damaged_item": """\
-* Please send {us |}a photo<| and your order number> and {tell us|say} whether you would like a replacement
-or a refund< for $LK|>.
-* You can choose {a replacement or a refund|between a refund and a replacement}< for $LK|>, and a photo {helps|would help} us.<|
-Please add your order number.>
-* <For $LK we can|Please send us your order number, and we can> send a replacement or a refund, {as you prefer|whichever you
-choose}. The return label costs you nothing.""",
+* Please send {us |}a photo<| and your order number>, and {choose|tell us if you want} a replacement or refund<
+for $LK|>.
+* <You can choose {a replacement or a refund|between a refund and a replacement} for $LK.|Please send us your
+order number and choose a replacement or a refund.>
+* <For $LK, we|Once you send us your order number, we> {will|can} {replace or refund it|send a replacement or a
+refund}{|, as you prefer}.""",
     "wrong_item": """\
-* Please send us a photo<| and your order number>, and {choose|tell us whether you prefer} the right {item|goods}
-or a refund< for $LK|>.
-* We will e-mail a return label {at no cost to you|that costs you nothing}<, and for $LK you can choose|. Please send us your
-order number and choose> {what you ordered|the correct delivery} or a refund.
-* <Would you like|Please send us your order number and tell us if you would like> the correct {goods|delivery} or a refund< for
-$LK?|.> {A photo helps us|A photo of what came would help}.""",
+* Please {send us a photo<| and your order number>|send a photo<| with your order number>}, and we will replace
+or refund {it|that}< on $LK|>.
+* <We will e-mail a free return label for $LK.|Please send us your order number, and we will e-mail a free
+return label.>
+* <Would you like|Please send us your order number and choose> the {right|correct} {item|goods} or a refund< for
+$LK?|.>""",
     "refund_request": """\
-* <We are checking $LK with the refunds team.|Please send us your order number for the refunds team.>
-{Refunds reach|A refund reaches} the original payment method within five working days after the return is checked in.
-* <The refunds team will look at $LK and write to you|Please send us your order number so the refunds team can look at it
-and write to you>{.| with what they find.}""",
+* <We {are checking|will check} $LK with the refunds team and write to you.|Please send us your order number,
+and the refunds team will check.>
+* <The refunds team will {look at|check} $LK and write to you{| with what they find}.|Could you send us your
+order number for the refunds team?>""",
     "return_exchange": """\
-* {Returns and swaps are|Sending back or swapping is} possible within 30 days of delivery if unused. <We
-will e-mail a label for $LK.|Please send us your order number, and a label follows by e-mail.>
-* <A label for $LK will come|Please send us your order number, and a label will come> by e-mail. {The item should be unused|It
-only needs to be unused} and within 30 days of delivery.""",
+* <We will e-mail {a|the} {return |}label for $LK{| if unused and within 30 days}.|Please send us your order
+number, and we will e-mail a {return |}label.>
+* <A {return |}label for $LK {will come|comes} by e-mail, {valid|usable} within 30 days of delivery.|Please send
+your order number, and a label follows within 30 days of delivery.>""",
     "cancel_order": """\
-* <We will cancel $LK|Please send us your order number, and we will cancel it> {if the parcel has|as long as
-the parcel has} not left the warehouse. {If it has|Should it have left}, {please refuse|you can refuse} the delivery or return it.
-* <We are asking the warehouse to stop $LK|Please send us your order number so the warehouse can stop it>, which works until the
-parcel leaves. {After that, you can|Otherwise please} refuse it at the door.""",
+* <We will cancel $LK {if|as long as} {the parcel|it} has not left the warehouse.|Please send us your order
+number, and we will try to stop it.>
+* <We are asking the warehouse to stop $LK {before it leaves|and will write to you}.|Please send us your order
+number so the warehouse can stop it.>
+* <We will stop $LK if it is still here; otherwise please refuse the delivery.|Could you send us your order
+number so that we can cancel it?>""",
     "billing_charge": """\
-* <The accounts team will check $LK|Please send us the order number or the date of the charge.
-The accounts team will check it> and write within two working days.
-* <We have passed $LK to the accounts team|Please send us your order number for the accounts team>, who will {check the
-amount|look into it} and write within two working days.""",
+* <The accounts team will check $LK and write within two working days.|Please send us your order number, and
+accounts will write within two working days.>
+* <We have passed $LK to {accounts|the accounts team}, who will write within two working days.|Could you send us
+your order number for the accounts team?>""",
     "payment_failed": """\
-* Nothing is taken for a declined payment, and a pending hold drops off within three working days. Please try
-another {card or browser|browser or card}<, and we will keep an eye on $LK|>.
-* {Could you|Please} try another card or browser<, and mention $LK if it fails again|>. Nothing is taken for a declined payment.
-* No money is taken for a declined payment. {Another browser or card often helps|A different card or browser may
-work}<, and we will check $LK on our side|, and we will check our side too>.""",
+* {Nothing is taken for a declined payment, so please|Please} try another {card or browser|browser or card}<,
+and mention $LK|>.
+* {Could you|Please} try another {card|browser} {first|once more}{; nothing|, as nothing} is taken for a
+declined payment.
+* A {different|new} card or {another |}browser may work<, and we will check $LK|, and nothing is taken for a
+declined payment>.""",
     "account_access": """\
-* Please {confirm|send us|tell us} the e-mail {address |}on the account<, which holds $LK|>. We will
-{unlock it|check it} and send a reset link valid for one hour.
-* Once we have checked the e-mail on the account<, where $LK is kept|>, we will unlock it and send a reset link that {is
-valid|works} for one hour.""",
+* Please {confirm|send us|tell us} {the account e-mail|your account e-mail}, and we will send a reset link valid
+for one hour.
+* Once you confirm the account e-mail, we will {unlock it|check it} and send a {new|reset} link.
+* Please {confirm|tell us} the e-mail on the account, and we will {unlock it|help you back in} after a check.""",
     "product_question": """\
 * {The product team|Our product team} will {check|look it up} and reply within one working day.
-* We have {passed your question|handed this} to the product team, who {will reply|reply} within one working day.""",
+* We {have passed|are passing} {your question|this} to the product team, who reply within one working day.
+* The product team will {have a look|check that} and {write to you|answer} within one working day.""",
     "warranty_claim": """\
-* <Please send a photo or a short description for $LK|Please send us your order number with a photo or a
-short description>, and we will {check|look into} the warranty.
-* The warranty is $warr. <Could you send {a photo|a short description|a photo or a few words} for $LK?|Please send your order
-number and a photo or short description.>
-* <For $LK we need|Please send us your order number and> a photo or a short description of the fault. We will then look into
-repair or replacement under the warranty.""",
+* <Please send a photo {or short description |}for $LK, and we will check the warranty.|Please send your order
+number and a photo for the warranty check.>
+* <Could you send {a photo|a short description} for $LK, so that we can check the warranty?|Please send us your
+order number and a short description of the fault.>
+* The warranty is $warr, so please send <a photo for $LK|your order number and a photo>.""",
 }
 
 
@@ -411,7 +433,7 @@ def roughen(text: str, rng: random.Random) -> str:
     if way < 0.5:
         return text
     if way < 0.68:
-        return misspell(text, rng, rng.randint(1, 5))
+        return misspell(text, rng, rng.randint(1, 3))
     if way < 0.72 and len(text) < 160:
         return text.upper()
     if way > 0.9:
@@ -421,7 +443,7 @@ def roughen(text: str, rng: random.Random) -> str:
         text = text.replace("'", "")
     if rng.random() < 0.5:
         text = re.sub(r"(?<!\d)[,.](?!\d)", "", text)
-    return misspell(text, rng, rng.randint(0, 4))
+    return misspell(text, rng, rng.randint(0, 2))
 
 
 def join_up(text: str, rng: random.Random) -> str:
@@ -433,11 +455,12 @@ def join_up(text: str, rng: random.Random) -> str:
 
 def make_row(sketch: Sketch, digits: str, rng: random.Random) -> Row | None:
     """One row, which may have `faults`; None if the reply would tell a fact that the message does not."""
-    flags, intent, terse = sketch.flags, sketch.intent, "T" in sketch.flags
-    likely = {"account_access": 0.6, "payment_failed": 0.5, "product_question": 0.5}.get(intent, 0.8)
+    flags, intent, plainly = sketch.flags, sketch.intent, "P" in sketch.flags
+    likely = {"account_access": 0.4, "payment_failed": 0.35, "product_question": 0.4}.get(intent, 0.8)
     ordered = "N" not in flags and ("O" in flags or rng.random() < likely)
     values = pick_values(sketch.items, rng) | {"LK": f"LK-{digits}"}
     value = rng.random
+    terse = "T" in flags or value() < (0.35 if plainly else 0.1)
 
     def say(text: str) -> str:
         return fill(choose(text, rng, ordered), values)
@@ -446,7 +469,7 @@ def make_row(sketch: Sketch, digits: str, rng: random.Random) -> Row | None:
     sorry = sketch.opening.startswith("~")
     calm = "^l" in body or "L" in flags
     parts, note = [body], ""
-    long, grave = 0.35 if value() < 0.22 else 0.0, "H" in flags
+    long, grave = 0.35 if value() < 0.06 else 0.0, "H" in flags
     kinds = [flag for flag in flags if flag in DEADLINES]
     urgent = "^h" in body or "H" in flags
     if not calm and not terse:
@@ -471,17 +494,15 @@ def make_row(sketch: Sketch, digits: str, rng: random.Random) -> Row | None:
             calm = True
         elif intent in PROBLEMS and value() < 0.2:
             parts.append(say(ANGRY))
-    if not terse and not grave and value() < 0.12 + long:
+    if not terse and not grave and value() < 0.05 + long:
         riders = [e.partition(":") for e in entries(RIDERS)]
         parts.append(say(rng.choice([text for other, _, text in riders if other != intent])))
-    if not terse and intent in DISTRACT and value() < 0.15 + long:
+    if not terse and intent in DISTRACT and value() < 0.1 + long:
         parts.insert(1, say(DISTRACT[intent]))
-    if not terse and "?" not in body and value() < 0.4 + long:
+    if not terse and "?" not in body and value() < 0.2 + long:
         parts.append(say(ASKS[intent]))
-    if not terse and not grave and value() < (0.2 if sorry else 0.1) + 2 * long:
+    if not terse and not grave and value() < 0.05 + long:
         parts.insert(rng.randint(0, 1), say(DETAILS))
-        if long:
-            parts.append(say(DETAILS))
     if not ordered and value() < 0.12 and not terse and "N" not in flags:
         parts.append(say(NO_ORDER))
     text = join_up(" ".join(p if p[-1] in ".?!)" else p + "." for p in parts), rng)
@@ -490,7 +511,7 @@ def make_row(sketch: Sketch, digits: str, rng: random.Random) -> Row | None:
     if ordered and not signed_number:
         text = add_order(text, number, terse, values, rng)
     name = rng.choice(NAMES) if value() < (0.3 if terse else 0.55) else ""
-    if value() < (0.12 if terse else 0.45):
+    if value() < (0.1 if terse else 0.35):
         hello = say(OPENERS)
         if name and value() < 0.12:
             hello, text = (
@@ -513,9 +534,12 @@ def make_row(sketch: Sketch, digits: str, rng: random.Random) -> Row | None:
         end = end[0].upper() + end[1:]
     join = "\n" if value() < 0.2 else " " if text[-1:] in ".?!)" else rng.choice([", ", " - ", ". "])
     message = text + (join + end if end else "")
-    sorry_words = "{I'm sorry|I'm sorry|sorry|I'm sorry to hear|I'm sorry that}"
+    sorry_words = "{I'm sorry|I'm sorry|I'm sorry|sorry|I'm sorry that}"
     lead = choose(sketch.opening.replace("~", sorry_words), rng, ordered)
-    answer = f"Hi {name or 'there'}, {lead}{note}. {choose(rng.choice(sketch.steps), rng, ordered)}"
+    lead, step = f"Hi {name or 'there'}, {lead}", choose(rng.choice(sketch.steps), rng, ordered)
+    if len(f"{lead}{note} {step}".split()) > LONGEST:
+        note = ""
+    answer = f"{lead}{note}. {step}"
     if any(values[fact] not in plain for fact in re.findall(r"\$([a-z]+\d?)", answer) if fact in FACTS):
         return None
     reply = tidy(fill(answer, values))
@@ -541,13 +565,13 @@ def faults(row: Row) -> list[str]:
         found.append("urgency")
     if order and not (re.fullmatch(r"LK-\d{5}", order) and order[3:] in re.sub(r"[\W_]", "", message)):
         found.append("order number")
-    if not 5 <= len(message.split()) <= 92:
+    if not 4 <= len(message.split()) <= 60:
         found.append("message length")
-    if not 18 <= len(reply.split()) <= 40:
+    if not SHORTEST <= len(reply.split()) <= LONGEST:
         found.append("reply length")
     if re.search(rf"\b(?:{FORBIDDEN})\b|!", reply, re.IGNORECASE):
         found.append("forbidden word")
-    if not 2 <= len(re.findall(r"[.?](?=\s|$)", reply)) <= 3:
+    if len(re.findall(r"[.?](?=\s|$)", reply)) != 2:
         found.append("reply sentences")
     if not re.match(r"Hi [^\W\d_]+, ", reply):
         found.append("greeting")
@@ -572,15 +596,17 @@ def generate(count: int, seed: int, handwritten: list[Row], closest: float = 0.5
     used = {str(row["order_id"])[3:] for row in handwritten}
     seen = [shingles(str(row["message"])) for row in handwritten]
     rows: list[Row] = []
-    intents, queues = list(STEPS), dict[str, list[Sketch]]()
+    intents, queues = list(STEPS), dict[tuple[str, bool], list[Sketch]]()
     misses = 0
     while len(rows) < count:
         intent = intents[len(rows) % len(intents)]
-        if not queues.get(intent):
-            own = [s for s in sketches if s.intent == intent]
-            queues[intent] = own + [s for s in own if "T" in s.flags]
-            rng.shuffle(queues[intent])
-        sketch = queues[intent].pop()
+        plain = rng.random() < PLAIN
+        queue = queues.setdefault((intent, plain), [])
+        if not queue:
+            own = [s for s in sketches if s.intent == intent and ("P" in s.flags) == plain]
+            queue += own + [s for s in own if "T" in s.flags]
+            rng.shuffle(queue)
+        sketch = queue.pop()
         for _ in range(40):
             digits = f"{rng.randint(1, 7)}{rng.randint(0, 9999):04d}"
             row = make_row(sketch, digits, rng)
@@ -602,7 +628,7 @@ def generate(count: int, seed: int, handwritten: list[Row], closest: float = 0.5
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Write the customer-service training rows.")
-    parser.add_argument("--rows", type=int, default=312, help="rows to generate, besides the hand-written ones")
+    parser.add_argument("--rows", type=int, default=420, help="rows to generate, besides the hand-written ones")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--handwritten", type=Path, default=Path(__file__).with_name("handwritten.jsonl"))
     parser.add_argument("--out", type=Path, default=Path(__file__).with_name("train.jsonl"))

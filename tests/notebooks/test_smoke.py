@@ -1,0 +1,63 @@
+"""Every notebook runs at the smoke profile through the launcher; the run contract holds."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from cookbook import batch, publish, results
+
+ROOT = Path(__file__).resolve().parents[2]
+Ran = tuple[Path, Path, results.Results]  # notebook, run folder, record
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+
+
+def run(path: Path, folder: Path, **given: object) -> results.Results:
+    parameters = batch.check_parameters(path, {"PROFILE": "smoke", **given})
+    status = batch.run_one(path, folder, parameters, timeout=900)
+    assert status.status == "ok", f"{status.error} (cell {status.cell})"
+    return results.read(folder)
+
+
+def numbers(record: results.Results) -> dict:
+    """Everything in a record that the seed must fix: scores, forgetting, fingerprints; not seconds or bytes."""
+    return {
+        "metrics": {k: m.model_dump() for k, m in record.metrics.items()},
+        "forgetting": [p.model_dump() for p in record.forgetting],
+        "data": record.data.model_dump(),
+        "model": record.model.model_dump(),
+        "validation": record.details.get("validation_loss"),
+    }
+
+
+@pytest.fixture(scope="module", params=NOTEBOOKS, ids=lambda p: p.stem)
+def ran(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Ran:
+    folder = tmp_path_factory.mktemp(request.param.stem)
+    return request.param, folder, run(request.param, folder)
+
+
+@pytest.mark.xdist_group("smoke")
+@pytest.mark.model
+class TestSmoke:
+    def test_record_and_files(self, ran: Ran) -> None:
+        path, folder, record = ran
+        assert record.recipe == path.stem
+        assert record.profile == "smoke"
+        assert json.loads((folder / "status.json").read_text())["status"] == "ok"
+        assert list((folder / "model").glob("*.safetensors"))
+        assert (folder / "model" / "README.md").read_text().startswith("# ")
+        assert record.resources.tokens > 0
+        assert record.resources.peak_memory_bytes.measured > 0
+
+    def test_executed_notebook_is_quiet(self, ran: Ran) -> None:
+        notebook = nbformat.read(ran[1] / "executed.ipynb", as_version=4)
+        outputs = [o for c in notebook.cells if c.cell_type == "code" for o in c.outputs]
+        noise = [o.text[:300] for o in outputs if o.output_type == "stream" and o.name == "stderr"]
+        assert not noise
+        assert not publish.machine_paths(notebook)
+
+    def test_same_seed_same_numbers(self, ran: Ran, tmp_path: Path) -> None:
+        assert numbers(run(ran[0], tmp_path)) == numbers(ran[2])

@@ -1,0 +1,90 @@
+"""Verdicts on the literature follow from the numbers, in both directions."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import BitsAndBytesConfig
+
+from cookbook import claims, evaluation, models, results
+
+
+def change(before: float, after: float, low: float, high: float) -> results.Metric:
+    verdict = evaluation.verdict(low, high)
+    return results.Metric(before=before, after=after, change=after - before, ci95=(low, high), n=96, verdict=verdict)
+
+
+@pytest.mark.parametrize(("trainable", "verdict"), [(1_000_000, "holds"), (4_900_000, "holds in part")])
+def test_fewer_parameters(trainable: int, verdict: str) -> None:
+    claim = claims.fewer_parameters(trainable, 135_000_000, 16)
+    assert claim.verdict == verdict
+    assert "131,072 instead of 16,777,216, 1 in 128" in claim.evidence and f"{trainable:,}" in claim.evidence
+
+
+@pytest.mark.parametrize(("double", "bits"), [(True, "4.13"), (False, "4.50")])
+def test_nf4_memory(gpt2: Path, double: bool, bits: str) -> None:
+    nf4 = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=double)
+    model, _ = models.load(str(gpt2), dtype=torch.float32, quantization_config=nf4)
+    found = claims.nf4_memory(model)
+    times = 16 / float(bits)
+    assert f"{bits} bits a weight" in found.evidence and f"{times:.1f} times less" in found.evidence
+    assert " 40 GB" in found.evidence and found.verdict == "holds in part"
+
+
+def test_nf4_memory_without_4_bit_layers(gpt2: Path) -> None:
+    plain, _ = models.load(str(gpt2), dtype=torch.float32)
+    assert claims.nf4_memory(None).verdict == claims.nf4_memory(plain).verdict == claims.UNMEASURED
+
+
+@pytest.mark.parametrize(
+    ("times", "loss", "verdict"),
+    [
+        (1.2, 0.0, "holds"),
+        (2.0, 0.0, "holds in part"),
+        (0.9, 0.3, "holds in part"),
+        (0.9, 0.0, "does not hold here"),
+    ],
+)
+def test_quantized_cost(times: float, loss: float, verdict: str) -> None:
+    plain, losses = [9.0, 1.0, 1.1, 0.9, 1.0], [2.0, 1.8, 1.5, 1.2, 1.0]
+    quantized = [1.0, *(times * s for s in plain[1:])]  # the first step is left out
+    found = claims.quantized_cost(quantized, plain, [x + loss for x in losses], losses)
+    assert found.verdict == verdict
+    assert f"{times:.2f} times the seconds" in found.evidence and f"{loss:+.3f} nats" in found.evidence
+
+
+def test_quantized_cost_of_too_few_steps() -> None:
+    assert claims.quantized_cost([1, 1], [1, 1, 1], [1, 1], [1, 1, 1]).verdict == claims.UNMEASURED
+    assert claims.quantized_cost([], [], [], []).verdict == claims.UNMEASURED
+
+
+def point(train: float, validation: float, form: float) -> dict[str, float]:
+    return {"training loss": train, "validation loss": validation, "valid_json": form, "intent_accuracy": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("small", "enough", "verdict"),
+    [
+        (point(0.1, 1.5, 0.5), point(0.5, 0.8, 1.0), "holds"),
+        (point(0.1, 1.5, 0.5), point(0.5, 0.8, 0.6), "holds in part"),
+        (point(0.5, 0.6, 0.5), point(0.5, 0.8, 1.0), "holds in part"),
+        (point(0.5, 0.6, 0.5), point(0.5, 0.8, 0.6), "does not hold here"),
+    ],
+)
+def test_learning_curve(small: dict, enough: dict, verdict: str) -> None:
+    found = claims.learning_curve({25: small, 200: enough, 800: point(0.3, 0.4, 1.0)}, "intent_accuracy")
+    assert found.verdict == verdict and "25 rows: form 0.50" in found.evidence
+
+
+def test_learning_curve_that_was_off() -> None:
+    assert claims.learning_curve({}, "x").verdict == claims.UNMEASURED
+    assert claims.learning_curve({800: point(1, 1, 1)}, "intent_accuracy").verdict == claims.UNMEASURED
+
+
+def test_wrong_template() -> None:
+    assert claims.wrong_template(change(0.9, 0.5, -0.5, -0.3), "intent_accuracy").verdict == "holds"
+    found = claims.wrong_template(change(0.9, 0.88, -0.1, 0.05), "intent_accuracy")
+    assert found.verdict == "does not hold here" and "[-0.100, +0.050], n=96" in found.evidence
+    assert claims.wrong_template(change(0.5, 0.9, 0.3, 0.5), "x").verdict == "does not hold here"
