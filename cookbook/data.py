@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import pandas as pd
 
-from cookbook.rows import Example, examples_of, layout_of
+from cookbook.rows import Example, default_instruction, examples_of, layout_of
 from cookbook.tables import SPLITS, SUFFIXES, DataError, licence_of, read_folder, read_hub, read_table
 
 __all__ = [
@@ -24,6 +24,7 @@ __all__ = [
     "Splits",
     "fit_length",
     "load",
+    "only",
     "report",
     "rows",
     "sample",
@@ -212,6 +213,26 @@ def spread(examples: Sequence[Any], count: int) -> list[Any]:
     if not 0 < count < len(examples):
         return list(examples)
     return [examples[i * len(examples) // count] for i in range(count)]
+
+
+def only(example: Example, columns: Sequence[str]) -> Example:
+    """The same question with only some columns of its answer asked for, in the system message and the answer.
+
+    Raises:
+        DataError: the answer is no JSON object, or lacks one of the columns.
+    """
+    if not set(columns) <= set(example.target or {}):
+        raise DataError(f"{example.source}: the answer has no columns {', '.join(columns)} to ask for")
+    asked, all_keys = default_instruction(tuple(columns)), default_instruction(tuple(example.target))
+    first, *rest = example.prompt
+    if first["role"] != "system":
+        first, rest = {"role": "system", "content": ""}, example.prompt
+    content = first["content"].replace(all_keys, asked)
+    if asked not in content:
+        content = f"{content}\n{asked}".strip()
+    target = {column: example.target[column] for column in columns}
+    prompt = [{"role": "system", "content": content}, *rest]
+    return replace(example, prompt=prompt, completion=json.dumps(target, ensure_ascii=False), target=target)
 
 
 def rows(examples: Sequence[Example]) -> list[dict[str, list[dict[str, str]]]]:

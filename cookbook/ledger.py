@@ -63,6 +63,7 @@ class Ledger:
             yield
         finally:
             done = Stage(name, time.perf_counter() - start, watch.stop())
+            _release()
             self.stages.append(done)
             self.note(stage=name, event="end", seconds=round(done.seconds, 1), peak_bytes=done.peak_bytes)
         print(f"[{name}] {done.seconds:.1f} s, peak memory {done.peak_bytes / 1e9:.2f} GB")
@@ -126,6 +127,12 @@ class _MemoryWatch:
         self._thread.join()
         self._peak = max(self._peak, self._process.memory_info().rss)  # a stage may be shorter than the interval
         return self._cuda.max_memory_allocated() if self._cuda else self._peak
+
+
+def _release() -> None:
+    from cookbook.models import release_memory  # imports torch, which the launcher does without
+
+    release_memory()
 
 
 def _cuda() -> Any:

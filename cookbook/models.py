@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import hashlib
 import json
 import logging
@@ -53,16 +54,23 @@ def quiet() -> None:
 
 
 def keep_memory() -> str:
-    """Let glibc keep large blocks instead of returning them, which saves page faults in every step.
+    """Let glibc keep freed memory for the next step instead of returning it, which saves page faults.
 
-    Returns what was set, for the record; other C libraries are left alone. The threshold for memory mapping
-    is 1 GiB (`mallopt`, see malloc(3)).
+    Blocks over 32 MiB (logits, mostly) are still mapped and returned one by one: kept, they would leave holes
+    that make a long run grow. See mallopt(3). Returns what was set, for the record.
     """
     if platform.libc_ver()[0] != "glibc":
         return "unchanged"
     libc = ctypes.CDLL(None)
     trim, mmap = -1, -3  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD
-    return "mallopt" if libc.mallopt(mmap, 1 << 30) and libc.mallopt(trim, (1 << 31) - 1) else "unchanged"
+    return "mallopt" if libc.mallopt(mmap, 32 << 20) and libc.mallopt(trim, (1 << 31) - 1) else "unchanged"
+
+
+def release_memory() -> None:
+    """Return to the system what is free now: between stages, so that one's peak is not the next one's floor."""
+    gc.collect()
+    if platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def choose_dtype(device: str = "cpu") -> tuple[torch.dtype, dict[str, float]]:

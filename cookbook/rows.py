@@ -69,9 +69,14 @@ def layout_of(table: Table, asked: str, targets: Sequence[str], instruction: str
     for column in targets:
         seen = Counter(type_name(row[column]) for _, row in table.rows if row.get(column) is not None)
         types[column] = seen.most_common(1)[0][0] if seen else "text"
-    keys = " and ".join(", ".join(targets).rsplit(", ", 1))
-    default = f"Answer with one JSON object with the key{'s' * (len(targets) > 1)} {keys}."
+    default = default_instruction(targets)
     return Layout("columns", (asked, *targets), types, strict, instruction or default)
+
+
+def default_instruction(targets: Sequence[str]) -> str:
+    """The system message where the user gives none: one sentence that names the keys of the answer."""
+    keys = " and ".join(", ".join(targets).rsplit(", ", 1))
+    return f"Answer with one JSON object with the key{'s' * (len(targets) > 1)} {keys}."
 
 
 def _columns(row: dict[str, Any], layout: Layout) -> tuple[list[dict[str, str]], str]:

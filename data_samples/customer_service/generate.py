@@ -608,7 +608,7 @@ def generate(count: int, seed: int, handwritten: list[Row], closest: float = 0.5
             rng.shuffle(queue)
         sketch = queue.pop()
         for _ in range(40):
-            digits = f"{rng.randint(1, 7)}{rng.randint(0, 9999):04d}"
+            digits = f"{rng.randint(0, 99999):05d}"
             row = make_row(sketch, digits, rng)
             if row is None or digits in used or faults(row):
                 continue
@@ -628,7 +628,7 @@ def generate(count: int, seed: int, handwritten: list[Row], closest: float = 0.5
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Write the customer-service training rows.")
-    parser.add_argument("--rows", type=int, default=420, help="rows to generate, besides the hand-written ones")
+    parser.add_argument("--rows", type=int, default=200, help="rows to generate, besides the hand-written ones")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--handwritten", type=Path, default=Path(__file__).with_name("handwritten.jsonl"))
     parser.add_argument("--out", type=Path, default=Path(__file__).with_name("train.jsonl"))
