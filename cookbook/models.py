@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.trainer_callback import PrinterCallback, TrainerCallback
 from transformers.utils import logging as transformers_logging
 
 from cookbook import assets
@@ -42,6 +43,7 @@ def quiet() -> None:
     """Silence the progress bars and the known harmless warnings of the stack; errors still show."""
     import datasets
 
+    PrinterCallback.on_log = TrainerCallback.on_log  # else the trainer prints a line for every step
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     datasets.disable_progress_bars()

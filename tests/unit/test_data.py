@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from cookbook import data
+from cookbook import data, rows
 from cookbook.data import DataError, load
 
 LABELS = ("refund", "late", "broken")
@@ -420,3 +420,24 @@ def test_fit_length(tmp_path, words):
     assert data.fit_length(examples, words, 500, "error") == (examples, "")
     with pytest.raises(ValueError, match="on_long"):
         data.fit_length(examples, words, 60, "cut")
+
+
+def test_only_asks_for_some_columns(tmp_path: Path) -> None:
+    target = {"intent": "late", "order_id": None, "reply": "Sorry."}
+    system = {"role": "system", "content": rows.default_instruction(tuple(target))}
+    turns = [system, {"role": "user", "content": "where is it"}]
+    whole = data.Example(turns, json.dumps(target), target, "t.jsonl:1")
+    brief = data.only(whole, ["intent", "order_id"])
+    assert json.loads(brief.completion) == brief.target == {"intent": "late", "order_id": None}
+    assert whole.completion.startswith(brief.completion[:-1])
+    assert brief.prompt[0]["content"] == "Answer with one JSON object with the keys intent and order_id."
+    assert brief.prompt[1:] == whole.prompt[1:] and whole.prompt[0] == system
+    own = data.only(data.Example([{"role": "user", "content": "x"}], "{}", target, "t.jsonl:2"), ["reply"])
+    assert own.prompt[0] == {"role": "system", "content": "Answer with one JSON object with the key reply."}
+    with pytest.raises(DataError, match="t.jsonl:1.*colour"):
+        data.only(whole, ["colour"])
+
+
+def test_spread_and_take_keep_order() -> None:
+    assert data.spread(list(range(10)), 3) == [0, 3, 6]
+    assert data.spread([1, 2], 5) == data.spread([1, 2], 0) == [1, 2]

@@ -1,0 +1,76 @@
+"""Notebook 01 works unchanged with data of another shape, with models of other architectures, with another test."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+
+import pytest
+
+from cookbook import assets, batch, data, results
+
+pytestmark = [pytest.mark.model, pytest.mark.xdist_group("own")]
+FAST = {"PROFILE": "smoke", "COMPARE_STEPS": 0}
+
+
+def run(folder: Path, **given: object) -> results.Results:
+    path = batch.find("01")
+    status = batch.run_one(path, folder, batch.check_parameters(path, FAST | given), timeout=900)
+    assert status.status == "ok", f"{status.error} (cell {status.cell})"
+    return results.read(folder)
+
+
+def tiny(folder: Path, kind: str) -> Path:
+    """A randomly initialised model with the smoke model's tokenizer; GPT-2 comes without a chat template."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, Qwen2Config
+
+    tokenizer = AutoTokenizer.from_pretrained(assets.path("smollm2-135m-instruct-smoke"))
+    ids = {
+        "vocab_size": len(tokenizer),
+        "eos_token_id": tokenizer.eos_token_id,
+        "bos_token_id": tokenizer.bos_token_id,
+    }
+    if kind == "gpt2":
+        tokenizer.chat_template = tokenizer.pad_token = None
+        config = GPT2Config(n_embd=64, n_layer=2, n_head=4, n_positions=512, **ids)
+    else:
+        shape = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
+        config = Qwen2Config(**shape, num_key_value_heads=2, tie_word_embeddings=True, **ids)
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def reviews(file: Path) -> Path:
+    """Rows of another shape: running text in one column, one of two labels in the other."""
+    draw, words = (
+        random.Random(0),
+        "table lamp spoon door river cloud paper glass train garden music salt wool".split(),
+    )
+    rows = []
+    for i in range(60):
+        label, verb = ("good", "loved") if i % 2 else ("bad", "hated")
+        rows.append({"review": f"I {verb} it: {' '.join(draw.sample(words, 8))}", "sentiment": label})
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return file
+
+
+def test_another_shape_of_data_on_gpt2(tmp_path: Path) -> None:
+    model, file = tiny(tmp_path / "tiny-gpt2", "gpt2"), reviews(tmp_path / "reviews.jsonl")
+    record = run(tmp_path / "run", MODEL=str(model), DATA=str(file), ALLOW_LEAKAGE=True)
+    assert record.model.id == "tiny-gpt2"
+    assert record.headline == "sentiment_accuracy"
+    assert record.data.source == "reviews.jsonl"
+    assert str(tmp_path) not in (tmp_path / "run" / "model" / "adapter_config.json").read_text()
+
+
+def test_qwen2_and_a_folder_with_another_test_file(tmp_path: Path) -> None:
+    folder = tmp_path / "others"
+    folder.mkdir()
+    rows = [json.loads(line) for line in (data.sample("customer_service") / "test.jsonl").read_text().splitlines()]
+    (folder / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows[::8]))
+    record = run(tmp_path / "run", MODEL=str(tiny(tmp_path / "tiny-qwen2", "qwen2")), DATA=str(folder), SEED=3)
+    assert record.model.id == "tiny-qwen2"
+    assert record.headline == "intent_accuracy"
+    assert record.data.test == 8
