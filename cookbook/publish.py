@@ -32,8 +32,8 @@ class PublishError(RuntimeError):
 
 
 def sources_hash(notebook: Any) -> str:
-    """16 hex digits over the sources of all cells: outputs belong to exactly these sources."""
-    parts = [[cell.cell_type, cell.source] for cell in notebook.cells]
+    """16 hex digits over the sources of the code cells: outputs belong to exactly these."""
+    parts = [cell.source for cell in notebook.cells if cell.cell_type == "code"]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
 
