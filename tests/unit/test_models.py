@@ -66,7 +66,7 @@ def test_keep_memory(monkeypatch: pytest.MonkeyPatch, accepts: int, said: str) -
     libc = SimpleNamespace(mallopt=lambda *option: calls.append(option) or accepts)
     monkeypatch.setattr(models.ctypes, "CDLL", lambda name: libc)
     monkeypatch.setattr(models.platform, "libc_ver", lambda: ("glibc", "2.36"))
-    assert models.keep_memory() == said and (-3, 1 << 30) in calls and max(v for _, v in calls) < 1 << 31
+    assert models.keep_memory() == said and (-3, 32 << 20) in calls and max(v for _, v in calls) < 1 << 31
     monkeypatch.setattr(models.platform, "libc_ver", lambda: ("", ""))
     calls.clear()
     assert models.keep_memory() == "unchanged" and not calls
