@@ -10,7 +10,7 @@ import pytest
 
 from cookbook import assets, batch, data, results
 
-pytestmark = [pytest.mark.model, pytest.mark.xdist_group("own")]
+pytestmark = [pytest.mark.model, pytest.mark.xdist_group("smoke")]
 FAST = {"PROFILE": "smoke", "COMPARE_STEPS": 0}
 
 

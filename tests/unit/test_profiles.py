@@ -67,7 +67,7 @@ def test_users_rows_add_and_override(mine: Path) -> None:
         ("[cpu]\nmax_length = '512'\n", r"mine.toml: \[cpu\] max_length: .*valid integer, not '512'"),
         ("[cpu]\nepochs = 0\n", r"mine.toml: \[cpu\] epochs: .*greater than 0, not 0"),
         ("[cpu]\ndevice = 'tpu'\n", r"mine.toml: \[cpu\] device: "),
-        ("[cpu]\nmicro_batch_size = 5\n", r"mine.toml: \[cpu\] .*16 is not a multiple of micro_batch_size 5"),
+        ("[cpu]\nmicro_batch_size = 5\n", r"mine.toml: \[cpu\] .*4 is not a multiple of micro_batch_size 5"),
         ("[new]\nmodel = 'm'\n", r"mine.toml: \[new\] max_length: is missing"),
         ("epochs = 3\n", r"mine.toml.*: epochs stands outside a profile"),
         ("[cpu\n", r"mine.toml \(COOKBOOK_PROFILES\): the profiles cannot be read: .*line 1"),
