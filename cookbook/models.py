@@ -27,9 +27,9 @@ from cookbook.fourbit import dense_weights
 
 # For tokenizers without a chat template of their own (GPT-2 and other base models).
 PLAIN_TEMPLATE = (
-    "{% for m in messages %}{{ m['role'] | capitalize }}: {{ m['content'] }}"
+    "{% for m in messages %}{{ m['role'] | capitalize }}:\n{{ m['content'] }}"
     "{% if m['role'] == 'assistant' %}{{ eos_token }}{% endif %}{{ '\n' }}{% endfor %}"
-    "{% if add_generation_prompt %}Assistant: {% endif %}"
+    "{% if add_generation_prompt %}Assistant:\n{% endif %}"
 )
 QUIET = ("bitsandbytes.backends.cpu.ops", "trl", "peft", "accelerate", "datasets", "httpx")
 Messages = list[dict[str, str]]
@@ -187,11 +187,11 @@ def context_length(config: Any) -> int:
 def other_template(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
     """A copy of the tokenizer with another chat template: plain role names, or bracketed ones if it had those."""
     copy = deepcopy(tokenizer)
-    bracketed = PLAIN_TEMPLATE.replace("{{ m['role'] | capitalize }}: ", "[{{ m['role'] }}] ")
+    bracketed = PLAIN_TEMPLATE.replace("{{ m['role'] | capitalize }}:", "[{{ m['role'] }}]")
     copy.chat_template = (
         PLAIN_TEMPLATE
         if tokenizer.chat_template != PLAIN_TEMPLATE
-        else bracketed.replace("Assistant: ", "[assistant] ")
+        else bracketed.replace("Assistant:", "[assistant]")
     )
     return copy
 
