@@ -134,7 +134,7 @@ def test_tokenizer_without_template_or_padding(gpt2: Path, llama: Path) -> None:
     tokenizer = models.load_tokenizer(str(gpt2))
     assert tokenizer.pad_token == tokenizer.eos_token == "<|endoftext|>"
     assert tokenizer.chat_template == models.PLAIN_TEMPLATE
-    assert models.render_prompt(tokenizer, chat("Hi")) == "System: Answer with JSON.\nUser: Hi\nAssistant: "
+    assert models.render_prompt(tokenizer, chat("Hi")) == "System:\nAnswer with JSON.\nUser:\nHi\nAssistant:\n"
     assert models.load_tokenizer(str(llama)).chat_template != models.PLAIN_TEMPLATE
 
 
