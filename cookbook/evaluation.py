@@ -163,25 +163,20 @@ def forgetting(before: ProbeResult, after: ProbeResult, *, seed: int = 0) -> lis
 
 @dataclass(frozen=True)
 class Parity:
-    """How far two models answer alike: share of identical answers and of identical fields, over `n` prompts."""
+    """How far two models answer alike: share of equal next tokens, and of rows in which all are equal."""
 
+    same_token: float
     same_answer: float
-    same_field: dict[str, float]
     n: int
 
     def __str__(self) -> str:
-        parts = [f"{name} {share:.1%}" for name, share in self.same_field.items()]
-        return f"identical answers {self.same_answer:.1%}" + "".join(f", {p}" for p in parts) + f" (n={self.n})"
+        return f"same next token {self.same_token:.2%}, same answer throughout {self.same_answer:.1%} (n={self.n})"
 
 
-def parity(trained: Sequence[str], shipped: Sequence[str], names: Sequence[str] = ()) -> Parity:
-    """Compare the shipped model's answers with the trained model's, as a whole and field by field."""
-    pairs = list(zip(trained, shipped, strict=True))
-    same = {}
-    for name in names:
-        old, new = fields(trained, name), fields(shipped, name)
-        same[name] = float(np.mean([a == b for a, b in zip(old, new, strict=True)]))
-    return Parity(float(np.mean([a == b for a, b in pairs])), same, len(pairs))
+def parity(trained: Sequence[Sequence[int]], shipped: Sequence[Sequence[int]]) -> Parity:
+    """Compare the next tokens (`models.next_tokens`) of the shipped model with those of the trained one."""
+    same = [np.equal(a, b) for a, b in zip(trained, shipped, strict=True)]
+    return Parity(float(np.concatenate(same).mean()), float(np.mean([s.all() for s in same])), len(same))
 
 
 def share_correct(expected: Sequence[str], given: Sequence[str], label: str | None = None) -> float:

@@ -47,6 +47,7 @@ class Ledger:
     def __post_init__(self) -> None:
         self.started = psutil.Process().create_time()  # of the kernel: imports count as well
         self.started_at = datetime.fromtimestamp(self.started, UTC)
+        self.idle_bytes = psutil.Process().memory_info().rss  # of Python and its libraries, without a model
         (self.folder / PROGRESS).write_text("", encoding="utf-8")
 
     def note(self, **event: Any) -> None:

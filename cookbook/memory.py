@@ -14,7 +14,7 @@ from transformers.pytorch_utils import Conv1D
 from cookbook.models import ModelError, resolve
 
 NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)  # 4 bits, one 8-bit constant per 64 weights, one fp32 per 256 of those
-RUNTIME_BYTES = 0.75e9  # Python with torch, transformers, trl and the kernel loaded, on a CPU
+RUNTIME_BYTES = 0.75e9  # Python with torch and transformers loaded, on a CPU, where nobody has measured it
 LOGIT_ROWS = 3  # fp32 copies of one micro-batch's logits that are alive at once in the loss
 DENSE_LAYERS = 1  # layers unpacked to the compute dtype at one moment of the backward
 
@@ -60,6 +60,7 @@ def plan(
     four_bit: bool = False,
     lora_rank: int = 0,
     device: str = "cpu",
+    runtime: float = RUNTIME_BYTES,
 ) -> Plan:
     """Predict the peak of training `model` from its config alone (weights stay on the meta device).
 
@@ -67,7 +68,8 @@ def plan(
     same for its A and B on every linear layer but the head. Activations are those of a transformer block kept
     for the backward, without checkpointing: about 16 hidden, 6 intermediate and 6 key/value vectors in the
     compute dtype, and four hidden vectors in fp32 for the norms (after Korthikanti et al. 2022, with the
-    attention matrix left out, as fused attention does not keep it).
+    attention matrix left out, as fused attention does not keep it). `runtime` is what the process holds without
+    a model (`Ledger.idle_bytes`).
     """
     config = AutoConfig.from_pretrained(resolve(model))
     with init_empty_weights(), warnings.catch_warnings():
@@ -99,7 +101,7 @@ def plan(
         optimizer=int(8 * trained),
         activations=int(tokens * layers * block),
         logits=int(tokens * text.vocab_size * 4 * LOGIT_ROWS),
-        runtime=int(RUNTIME_BYTES) if device == "cpu" else 0,
+        runtime=int(runtime) if device == "cpu" else 0,
     )
 
 

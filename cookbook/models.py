@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import ctypes
 import gc
 import hashlib
@@ -11,14 +12,14 @@ import os
 import platform
 import time
 import warnings
-from collections.abc import Callable, Sequence
-from copy import deepcopy
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.trainer_callback import PrinterCallback, TrainerCallback
 from transformers.utils import logging as transformers_logging
 
@@ -31,6 +32,8 @@ PLAIN_TEMPLATE = (
     "{% if m['role'] == 'assistant' %}{{ eos_token }}{% endif %}{{ '\n' }}{% endfor %}"
     "{% if add_generation_prompt %}Assistant:\n{% endif %}"
 )
+PREFIX_TOKENS = 64  # prompts that begin alike for so long share one reading of it
+BATCH_TOKENS = 16_384  # prompts and answers of one batch in generation: bounds its memory
 QUIET = ("bitsandbytes.backends.cpu.ops", "trl", "peft", "accelerate", "datasets", "httpx")
 Messages = list[dict[str, str]]
 
@@ -53,19 +56,6 @@ def quiet() -> None:
     for category in (FutureWarning, DeprecationWarning):
         warnings.simplefilter("ignore", category)
     warnings.filterwarnings("ignore", message=".*pin_memory.*")
-
-
-def keep_memory() -> str:
-    """Let glibc keep freed memory for the next step instead of returning it, which saves page faults.
-
-    Blocks over 32 MiB (logits, mostly) are still mapped and returned one by one: kept, they would leave holes
-    that make a long run grow. See mallopt(3). Returns what was set, for the record.
-    """
-    if platform.libc_ver()[0] != "glibc":
-        return "unchanged"
-    libc = ctypes.CDLL(None)
-    trim, mmap = -1, -3  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD
-    return "mallopt" if libc.mallopt(mmap, 32 << 20) and libc.mallopt(trim, (1 << 31) - 1) else "unchanged"
 
 
 def release_memory() -> None:
@@ -186,14 +176,14 @@ def context_length(config: Any) -> int:
 
 def other_template(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
     """A copy of the tokenizer with another chat template: plain role names, or bracketed ones if it had those."""
-    copy = deepcopy(tokenizer)
+    other = copy.deepcopy(tokenizer)
     bracketed = PLAIN_TEMPLATE.replace("{{ m['role'] | capitalize }}:", "[{{ m['role'] }}]")
-    copy.chat_template = (
+    other.chat_template = (
         PLAIN_TEMPLATE
         if tokenizer.chat_template != PLAIN_TEMPLATE
         else bracketed.replace("Assistant:", "[assistant]")
     )
-    return copy
+    return other
 
 
 def render_prompt(tokenizer: PreTrainedTokenizerBase, messages: Messages) -> str:
@@ -220,7 +210,8 @@ def generate(
     """Greedy answers to chat prompts (or to ready text), in the order given.
 
     Prompts are sorted by length and padded on the left, so that a batch wastes little; a batch ends when each
-    of its answers has ended. Prompts that leave no room in the model's context are cut at the start.
+    of its answers has ended. What all prompts begin with, such as worked examples, is read once. Prompts that
+    leave no room in the model's context are cut at the start.
     """
     texts = [p if isinstance(p, str) else render_prompt(tokenizer, p) for p in prompts]
     ids = [tokenizer(t, add_special_tokens=False)["input_ids"] for t in texts]
@@ -231,12 +222,19 @@ def generate(
     order = sorted(range(len(ids)), key=lambda i: (len(ids[i]), i))
     answers, training = [""] * len(ids), model.training
     model.eval()
-    for start in range(0, len(order), batch_size):
-        rows = order[start : start + batch_size]
-        batch = tokenizer.pad({"input_ids": [ids[i] for i in rows]}, padding=True, return_tensors="pt")
-        with dense_weights(model):
+    with dense_weights(model), _contiguous_head(model):
+        prefix = _shared_prefix(model, ids)
+        cache = _read(model, prefix) if prefix else None
+        done = 0
+        for rows in _batches(order, [len(i) + max_new_tokens for i in ids], batch_size):
+            batch = tokenizer.pad({"input_ids": [ids[i][len(prefix) :] for i in rows]}, return_tensors="pt")
+            if cache is not None:
+                begun = copy.deepcopy(cache)
+                begun.batch_repeat_interleave(len(rows))
+                batch = {"input_ids": _behind(prefix, batch["input_ids"]), "past_key_values": begun,
+                         "attention_mask": _behind([1] * len(prefix), batch["attention_mask"])}  # fmt: skip
             out = model.generate(
-                **batch.to(model.device),
+                **{k: v.to(model.device) if isinstance(v, torch.Tensor) else v for k, v in batch.items()},
                 max_new_tokens=max_new_tokens,
                 do_sample=False,
                 temperature=None,
@@ -246,12 +244,86 @@ def generate(
                 pad_token_id=tokenizer.pad_token_id,
                 use_cache=True,
             )
-        for i, row in zip(rows, out[:, batch["input_ids"].shape[1] :], strict=True):
-            answers[i] = tokenizer.decode(row, skip_special_tokens=True).strip()
-        if progress:
-            progress(min(start + batch_size, len(order)), len(order))
+            for i, row in zip(rows, out[:, batch["input_ids"].shape[1] :], strict=True):
+                answers[i] = tokenizer.decode(row, skip_special_tokens=True).strip()
+            done += len(rows)
+            if progress:
+                progress(done, len(ids))
     model.train(training)
     return answers
+
+
+@contextmanager
+def _contiguous_head(model: PreTrainedModel) -> Iterator[None]:
+    """Inside this block the head reads its own copy of the hidden states, a few kilobytes.
+
+    Given a slice of them and frozen weights, torch multiplies batch by batch with a copy of the head for each row:
+    gigabytes for one token.
+    """
+    copied = model.get_output_embeddings().register_forward_pre_hook(lambda _, hidden: (hidden[0].contiguous(),))
+    try:
+        yield
+    finally:
+        copied.remove()
+
+
+def _batches(order: list[int], lengths: list[int], batch_size: int) -> Iterator[list[int]]:
+    """`order` (by length) in runs of at most `batch_size` rows and, padded, `BATCH_TOKENS` tokens."""
+    while order:
+        rows = order[:batch_size]
+        rows = rows[: max(1, BATCH_TOKENS // lengths[rows[-1]])]
+        yield rows
+        order = order[len(rows) :]
+
+
+def _shared_prefix(model: PreTrainedModel, ids: Sequence[list[int]]) -> list[int]:
+    """The tokens that all prompts begin with, if they are worth reading once and this model can go on from there."""
+    first, last = min(ids), max(ids)  # in order, so what these two share is shared by all between
+    shared = next((n for n, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), len(first))
+    shared = min(shared, min(map(len, ids)) - 1)  # each prompt keeps a token of its own
+    layers = set(getattr(model.config.get_text_config(), "layer_types", None) or ["full_attention"])
+    soft = any(c.is_prompt_learning for c in getattr(model, "peft_config", {}).values())
+    usable = len(ids) > 1 and shared >= PREFIX_TOKENS and layers == {"full_attention"} and not soft
+    return first[:shared] if usable else []
+
+
+def _read(model: PreTrainedModel, prefix: list[int]) -> Any:
+    cache = DynamicCache(config=model.config)
+    ids = torch.tensor([prefix], device=model.device)
+    model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
+    return cache
+
+
+def _behind(prefix: list[int], rows: torch.Tensor) -> torch.Tensor:
+    return torch.cat([torch.tensor([prefix]).expand(len(rows), -1), rows], dim=1)
+
+
+@torch.no_grad()
+def next_tokens(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Messages],
+    answers: Sequence[str],
+    *,
+    batch_size: int = 8,
+) -> list[list[int]]:
+    """For each place in each given answer, the token this model would write there after the answer up to there.
+
+    Two models for which these agree in a row would both, greedily, have written the same answer. Batches depend
+    on the texts alone, so unlike generation this compares models without the rounding of different padding.
+    """
+    asked = [len(tokenizer(render_prompt(tokenizer, p), add_special_tokens=False)["input_ids"]) for p in prompts]
+    texts = [render_full(tokenizer, p, a) for p, a in zip(prompts, answers, strict=True)]
+    ids = [tokenizer(t, add_special_tokens=False)["input_ids"] for t in texts]
+    found: list[list[int]] = []
+    with dense_weights(model), _contiguous_head(model):
+        for start in range(0, len(ids), batch_size):
+            rows = range(start, min(start + batch_size, len(ids)))
+            batch = tokenizer.pad({"input_ids": [ids[i] for i in rows]}, return_tensors="pt").to(model.device)
+            longest = max(len(ids[i]) - asked[i] for i in rows)  # padded on the left: answers are at the end
+            best = model(**batch, use_cache=False, logits_to_keep=longest + 1).logits.argmax(-1)
+            found += [best[n, asked[i] - len(ids[i]) - 1 : -1].tolist() for n, i in enumerate(rows)]
+    return found
 
 
 def save_adapter(model: Any, tokenizer: PreTrainedTokenizerBase, folder: Path, *, base: str, card: str) -> Path:

@@ -18,6 +18,39 @@ TEXTS = (
     '{"intent": "late_delivery", "order_id": "LK-40213", "urgency": "high"}',
     "Hello Anna, we are sorry that your order is late. We ask the carrier today.",
 )
+# A complete run record.
+RECORD: dict[str, Any] = {
+    "recipe": "tiny",
+    "profile": "cpu",
+    "parameters": {"SEED": 0, "DATA": ""},
+    "model": {"id": "m", "fingerprint": "f", "technique": "none"},
+    "data": {"source": "s", "fingerprint": "f", "train": 1, "validation": 1, "test": 1, "licence": "MIT"},
+    "metrics": {
+        "accuracy": {
+            **{"before": 0.1, "prompted": 0.2, "after": 0.9, "change": 0.8, "ci95": [0.7, 0.9], "n": 96},
+            "verdict": "improved",
+        }
+    },
+    "headline": "accuracy",
+    "forgetting": [
+        {
+            **{"probe": "arithmetic", "before": 0.5, "after": 0.4, "change": -0.1, "ci95": [-0.2, 0.1]},
+            **{"n": 40, "verdict": "no measurable change"},
+        }
+    ],
+    "resources": {
+        "seconds": {"total": 512.0, "train": 300.0, "evaluate": 150.0},
+        "tokens": 1000,
+        "tokens_per_second": 3.3,
+        "peak_memory_bytes": {"predicted": 2_300_000_000, "measured": 2_100_000_000},
+        "parameters": {"total": 100, "trainable": 1},
+        "artifact_bytes": 1,
+        "cost": {"rate_per_hour": 0.0, "currency": "EUR", "amount": 0.0},
+    },
+    "environment": {},
+    "started": "2026-01-01T00:00:00Z",
+    "finished": "2026-01-01T00:08:00Z",
+}
 NARROW = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import nbformat
 import psutil
 import pytest
+from conftest import RECORD
 from filelock import FileLock
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
@@ -31,38 +32,6 @@ INTERACTIVE: bool = False
 RANKS: list[str] = ["8", "16"]
 STEPS = 3
 """
-RECORD: dict[str, Any] = {
-    "recipe": "tiny",
-    "profile": "cpu",
-    "parameters": {"SEED": 0, "DATA": ""},
-    "model": {"id": "m", "fingerprint": "f", "technique": "none"},
-    "data": {"source": "s", "fingerprint": "f", "train": 1, "validation": 1, "test": 1, "licence": "MIT"},
-    "metrics": {
-        "accuracy": {
-            **{"before": 0.1, "prompted": 0.2, "after": 0.9, "change": 0.8, "ci95": [0.7, 0.9], "n": 96},
-            "verdict": "improved",
-        }
-    },
-    "headline": "accuracy",
-    "forgetting": [
-        {
-            **{"probe": "arithmetic", "before": 0.5, "after": 0.4, "change": -0.1, "ci95": [-0.2, 0.1]},
-            **{"n": 40, "verdict": "no measurable change"},
-        }
-    ],
-    "resources": {
-        "seconds": {"total": 512.0, "train": 300.0, "evaluate": 150.0},
-        "tokens": 1000,
-        "tokens_per_second": 3.3,
-        "peak_memory_bytes": {"predicted": 2_300_000_000, "measured": 2_100_000_000},
-        "parameters": {"total": 100, "trainable": 1},
-        "artifact_bytes": 1,
-        "cost": {"rate_per_hour": 0.0, "currency": "EUR", "amount": 0.0},
-    },
-    "environment": {},
-    "started": "2026-01-01T00:00:00Z",
-    "finished": "2026-01-01T00:08:00Z",
-}
 WRITE = f"""\
 from cookbook import results
 written = results.write(results.output_dir("tiny"), results.Results.model_validate({RECORD!r}))"""

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_batch import PIDS, RECORD, WRITE, gone, make
+from conftest import RECORD
+from test_batch import PIDS, WRITE, gone, make
 
 import cookbook
 from cookbook import batch, cli, doctor, recipes, results

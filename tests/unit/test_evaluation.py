@@ -243,13 +243,13 @@ def test_a_model_that_broke_is_not_called_improved() -> None:
 
 
 def test_parity() -> None:
-    trained = ['{"a": 1, "b": "x"}', '{"a": 2, "b": "y"}', "no json", '{"a": 4}']
-    shipped = ['{"a": 1, "b": "x"}', '{"a": 2, "b": "z"}', "no json", '{"a": 5}']
-    found = evaluation.parity(trained, shipped, ["a", "b"])
-    assert (found.same_answer, found.same_field, found.n) == (0.5, {"a": 0.75, "b": 0.75}, 4)
-    assert str(found) == "identical answers 50.0%, a 75.0%, b 75.0% (n=4)"
+    found = evaluation.parity([[1, 2], [3], [4, 5]], [[1, 2], [9], [4, 6]])
+    assert (found.same_token, found.same_answer, found.n) == (0.6, pytest.approx(1 / 3), 3)
+    assert str(found) == "same next token 60.00%, same answer throughout 33.3% (n=3)"
     with pytest.raises(ValueError):
-        evaluation.parity(trained, shipped[:3])
+        evaluation.parity([[1, 2], [3]], [[1, 2]])
+    with pytest.raises(ValueError):
+        evaluation.parity([[1, 2]], [[1, 2, 3]])
 
 
 def test_share_correct() -> None:

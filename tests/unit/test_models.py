@@ -6,7 +6,6 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -57,19 +56,6 @@ def test_choose_dtype() -> None:
     assert set(speeds) == {"fp32_gflops", "bf16_gflops"} and min(speeds.values()) > 0
     fast = speeds["bf16_gflops"] > 1.2 * speeds["fp32_gflops"]
     assert dtype is (torch.bfloat16 if fast else torch.float32)
-
-
-@pytest.mark.parametrize(("accepts", "said"), [(1, "mallopt"), (0, "unchanged")])
-def test_keep_memory(monkeypatch: pytest.MonkeyPatch, accepts: int, said: str) -> None:
-    """With a stand-in: the real setting would stay for all tests of this process."""
-    calls: list[tuple[int, int]] = []
-    libc = SimpleNamespace(mallopt=lambda *option: calls.append(option) or accepts)
-    monkeypatch.setattr(models.ctypes, "CDLL", lambda name: libc)
-    monkeypatch.setattr(models.platform, "libc_ver", lambda: ("glibc", "2.36"))
-    assert models.keep_memory() == said and (-3, 32 << 20) in calls and max(v for _, v in calls) < 1 << 31
-    monkeypatch.setattr(models.platform, "libc_ver", lambda: ("", ""))
-    calls.clear()
-    assert models.keep_memory() == "unchanged" and not calls
 
 
 # --- loading -----------------------------------------------------------------------------------------
@@ -191,6 +177,45 @@ def test_answers_do_not_depend_on_batch_or_order(family: str, request: pytest.Fi
         assert models.generate(model, tokenizer, PROMPTS, max_new_tokens=12, batch_size=size) == alone
     turned = models.generate(model, tokenizer, PROMPTS[::-1], max_new_tokens=12, batch_size=3)
     assert turned == alone[::-1]
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen", "gpt2"])
+def test_a_shared_beginning_is_read_once(
+    family: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Worked examples before each question: the same answers, and batches that never see the examples."""
+    model, tokenizer = load(request.getfixturevalue(family))
+    shots = [*chat(TEXTS[0]), {"role": "assistant", "content": TEXTS[2]}]
+    asked = [[*shots, *prompt[1:]] for prompt in PROMPTS[:6]]
+    widths: list[int] = []
+    hook = model.get_input_embeddings().register_forward_pre_hook(lambda _, ids: widths.append(ids[0].shape[1]))
+    shared = models.generate(model, tokenizer, asked, max_new_tokens=6, batch_size=4)
+    assert widths[0] >= models.PREFIX_TOKENS > max(widths[1:]), "read once, and never again"
+    hook.remove()
+    monkeypatch.setattr(models, "PREFIX_TOKENS", 10_000)
+    assert models.generate(model, tokenizer, asked, max_new_tokens=6, batch_size=4) == shared
+    assert len(set(shared)) > 3
+
+
+def test_batches_stay_within_their_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(models, "BATCH_TOKENS", 100)
+    lengths = [10, 10, 20, 30, 60, 120]
+    assert list(models._batches([0, 1, 2, 3, 4, 5], lengths, 3)) == [[0, 1, 2], [3], [4], [5]]
+    assert list(models._batches([0, 1, 2], lengths, 48)) == [[0, 1, 2]]
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_next_tokens_are_those_of_greedy_answers(family: str, request: pytest.FixtureRequest) -> None:
+    model, tokenizer = load(request.getfixturevalue(family))
+    prompts, answers = PROMPTS[:5], [TEXTS[i % 3][: 10 + 7 * i] for i in range(5)]
+    found = models.next_tokens(model, tokenizer, prompts, answers, batch_size=2)
+    for prompt, answer, tokens in zip(prompts, answers, found, strict=True):
+        asked = tokenizer(models.render_prompt(tokenizer, prompt), return_tensors="pt")["input_ids"]
+        whole = tokenizer(models.render_full(tokenizer, prompt, answer), return_tensors="pt")["input_ids"]
+        alone = model(whole).logits[0].argmax(-1)[asked.shape[1] - 1 : -1]
+        assert tokens == alone.tolist() and len(tokens) == whole.shape[1] - asked.shape[1]
+    other = models.next_tokens(adapted(model), tokenizer, prompts, answers, batch_size=2)
+    assert other != found, "another model writes other tokens"
 
 
 def test_generate_takes_text_reports_progress_and_keeps_the_mode(llama: Path) -> None:

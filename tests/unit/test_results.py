@@ -8,30 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import RECORD
 from pydantic import ValidationError
 
 from cookbook import results
 
 METRIC = {"before": 0.2, "after": 0.9, "change": 0.7, "ci95": (0.5, 0.8), "n": 96, "verdict": "improved"}
-RECORD = {
+RECORD = RECORD | {
     "recipe": "01_test",
-    "profile": "smoke",
-    "parameters": {"SEED": 0, "DATA": "", "LEARNING_RATE": 5e-4},
-    "model": {"id": "tiny", "fingerprint": "0123", "technique": "QLoRA"},
-    "data": {"source": "a", "fingerprint": "4567", "train": 8, "validation": 4, "test": 4, "licence": "CC0"},
     "metrics": {"intent_accuracy": METRIC | {"prompted": 0.4}, "valid_json": METRIC},
     "headline": "intent_accuracy",
     "forgetting": [METRIC | {"probe": "perplexity", "higher_is_better": False, "verdict": "worse"}],
-    "resources": {
-        "seconds": {"total": 9, "train": 5, "evaluate": 2},
-        "tokens": 100,
-        "tokens_per_second": 20,
-        "peak_memory_bytes": {"predicted": 1, "measured": 2},
-        "parameters": {"total": 10, "trainable": 1},
-        "artifact_bytes": 5,
-        "cost": {"rate_per_hour": 0, "currency": "EUR", "amount": 0},
-    },
-    "environment": {"python": "3.11", "cores": 2},
     "started": "2026-01-01T10:00:00Z",
     "finished": results.now(),
     "claims": {"C1": {"claim": "x", "verdict": "holds in part", "evidence": "é"}},
