@@ -114,6 +114,25 @@ def one_adapter(model: Any) -> tuple[int, int]:
     return trainable, total
 
 
+def same_loss(trainer: Any, batch: dict[str, torch.Tensor]) -> tuple[float, float]:
+    """A trainer's own `compute_loss` gives what its parent class gives on the same batch, within 1 %.
+
+    Returns both losses, in nats a token.
+
+    Raises:
+        CheckError: they differ.
+    """
+    with torch.no_grad():
+        own = float(trainer.compute_loss(trainer.model, dict(batch)))
+        theirs = float(super(type(trainer), trainer).compute_loss(trainer.model, dict(batch)))
+    if not abs(own - theirs) <= 0.01 * abs(theirs):
+        raise CheckError(
+            f"compute_loss gives {own:.4f} where {type(trainer).__base__.__name__} gives {theirs:.4f}: "
+            "look at the shift by one position, the mask, and what the sum is divided by"
+        )
+    return own, theirs
+
+
 def gradients_survive_evaluation(model: Any, batch: dict[str, torch.Tensor], *, least: float = 0.999) -> float:
     """Evaluating a quantized model must not change the gradients it gives afterwards.
 

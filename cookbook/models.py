@@ -197,6 +197,20 @@ def render_full(tokenizer: PreTrainedTokenizerBase, messages: Messages, completi
     return str(tokenizer.apply_chat_template([*messages, *answer], tokenize=False))
 
 
+@contextmanager
+def head_reads(model: PreTrainedModel, change: Callable[[torch.Tensor], torch.Tensor]) -> Iterator[None]:
+    """Inside this block the head (the output embeddings) reads `change(hidden)`, hidden being (rows, tokens, size).
+
+    To score few positions, select them. When only the last ones are scored, copy them (`torch.Tensor.contiguous`):
+    given a slice and frozen weights, torch multiplies with a copy of the whole head for each row, which is gigabytes.
+    """
+    hook = model.get_output_embeddings().register_forward_pre_hook(lambda _, hidden: (change(hidden[0]),))
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
 @torch.no_grad()
 def generate(
     model: PreTrainedModel,
@@ -222,7 +236,7 @@ def generate(
     order = sorted(range(len(ids)), key=lambda i: (len(ids[i]), i))
     answers, training = [""] * len(ids), model.training
     model.eval()
-    with dense_weights(model), _contiguous_head(model):
+    with dense_weights(model), head_reads(model, torch.Tensor.contiguous):
         prefix = _shared_prefix(model, ids)
         cache = _read(model, prefix) if prefix else None
         done = 0
@@ -251,20 +265,6 @@ def generate(
                 progress(done, len(ids))
     model.train(training)
     return answers
-
-
-@contextmanager
-def _contiguous_head(model: PreTrainedModel) -> Iterator[None]:
-    """Inside this block the head reads its own copy of the hidden states, a few kilobytes.
-
-    Given a slice of them and frozen weights, torch multiplies batch by batch with a copy of the head for each row:
-    gigabytes for one token.
-    """
-    copied = model.get_output_embeddings().register_forward_pre_hook(lambda _, hidden: (hidden[0].contiguous(),))
-    try:
-        yield
-    finally:
-        copied.remove()
 
 
 def _batches(order: list[int], lengths: list[int], batch_size: int) -> Iterator[list[int]]:
@@ -316,7 +316,7 @@ def next_tokens(
     texts = [render_full(tokenizer, p, a) for p, a in zip(prompts, answers, strict=True)]
     ids = [tokenizer(t, add_special_tokens=False)["input_ids"] for t in texts]
     found: list[list[int]] = []
-    with dense_weights(model), _contiguous_head(model):
+    with dense_weights(model), head_reads(model, torch.Tensor.contiguous):
         for start in range(0, len(ids), batch_size):
             rows = range(start, min(start + batch_size, len(ids)))
             batch = tokenizer.pad({"input_ids": [ids[i] for i in rows]}, return_tensors="pt").to(model.device)

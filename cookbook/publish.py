@@ -23,7 +23,6 @@ MOST_BYTES = 400_000
 PATHS = re.compile(
     r"(?<![\w./])/(?:home|root|Users|tmp|var|work|mnt|opt|content)/[\w.-]+|file:///[\w.-]+|\b[A-Za-z]:\\{1,2}Users\b"
 )
-STEP_LOG = re.compile(r"^\{'(?:loss|eval_loss|train_runtime)': .*\}\n", re.MULTILINE)  # a line for each step
 RUN_ONLY = ("papermill", "widgets", "execution", "ExecuteTime")
 
 
@@ -58,11 +57,8 @@ def clean(executed: Any, source: Any) -> Any:
         cell.execution_count = ran.get("execution_count")
         cell.outputs = [o for o in ran.get("outputs", []) if not _is_noise(o)]
         for output in cell.outputs:
-            if output.output_type == "stream":
-                output.text = STEP_LOG.sub("", output.text)
             output.get("data", {}).pop("application/vnd.jupyter.widget-view+json", None)
             output.get("metadata", {}).pop("papermill", None)
-        cell.outputs = [o for o in cell.outputs if o.output_type != "stream" or o.text]
     source.metadata = {k: v for k, v in source.metadata.items() if k not in RUN_ONLY}
     return source
 
