@@ -10,6 +10,9 @@ from transformers import TrainerCallback, set_seed
 
 from cookbook import plots
 from cookbook.ledger import Ledger
+from cookbook.models import release_memory
+
+RELEASE_EVERY = 20  # steps: batches of many lengths leave holes in a CPU's memory that add up to gigabytes
 
 
 class LiveLoss(TrainerCallback):
@@ -40,6 +43,8 @@ class LiveLoss(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.seconds.append(time.perf_counter() - self._began)
+        if state.global_step % RELEASE_EVERY == 0:
+            release_memory()
         control.should_training_stop |= bool(self.last) and state.global_step >= self.last
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float], **_: Any) -> None:

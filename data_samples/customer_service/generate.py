@@ -1,6 +1,6 @@
 """Write training rows for the customer-service task: the hand-written ones plus rows from a seeded grammar.
 
-    python generate.py --rows 420 --seed 0 --handwritten handwritten.jsonl --out train.jsonl
+    python generate.py --rows 320 --seed 0 --handwritten handwritten.jsonl --out train.jsonl
 
 situations.txt holds the situations, a block for each intent. A sketch starts with "@items flags - message"; a line
 ">" opens what the reply says first, a line "+" the next step where the intent's usual STEPS do not fit.
@@ -628,7 +628,7 @@ def generate(count: int, seed: int, handwritten: list[Row], closest: float = 0.5
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Write the customer-service training rows.")
-    parser.add_argument("--rows", type=int, default=200, help="rows to generate, besides the hand-written ones")
+    parser.add_argument("--rows", type=int, default=320, help="rows to generate, besides the hand-written ones")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--handwritten", type=Path, default=Path(__file__).with_name("handwritten.jsonl"))
     parser.add_argument("--out", type=Path, default=Path(__file__).with_name("train.jsonl"))
