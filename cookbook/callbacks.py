@@ -1,4 +1,4 @@
-"""Trainer callbacks: a live loss figure, the time of each step, and a data order that follows from the seed."""
+"""Trainer callbacks: a live loss figure, the time of each step, steady memory, and a data order from the seed."""
 
 from __future__ import annotations
 

@@ -145,7 +145,7 @@ def gradients_survive_evaluation(model: Any, batch: dict[str, torch.Tensor], *, 
         CheckError: a cosine below `least`, or a gradient of zero.
     """
     trained = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
-    kept = [p.detach().clone() for _, p in trained]
+    kept, was_training = [p.detach().clone() for _, p in trained], model.training
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for _, p in trained:
@@ -153,13 +153,12 @@ def gradients_survive_evaluation(model: Any, batch: dict[str, torch.Tensor], *, 
             p.add_(noise.to(p.device, p.dtype))
     try:
         before = _gradient(model, batch, trained)
-        was_training = model.training
         model.eval()
         with torch.no_grad():
             model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
         after = _gradient(model, batch, trained)
-        model.train(was_training)
     finally:
+        model.train(was_training)
         with torch.no_grad():
             for (_, p), old in zip(trained, kept, strict=True):
                 p.copy_(old)
@@ -175,13 +174,11 @@ def gradients_survive_evaluation(model: Any, batch: dict[str, torch.Tensor], *, 
 
 
 def _gradient(model: Any, batch: dict[str, torch.Tensor], trained: list[tuple[str, Any]]) -> torch.Tensor:
-    was_training = model.training
     model.train()
     model.zero_grad(set_to_none=True)
     with torch.random.fork_rng():  # the same dropout both times
         torch.manual_seed(0)
         model(**batch, use_cache=False).loss.backward()
-    flat = torch.cat([p.grad.detach().float().flatten().cpu() for _, p in trained if p.grad is not None])
+    flat = torch.cat([p.grad.detach().double().flatten().cpu() for _, p in trained if p.grad is not None])
     model.zero_grad(set_to_none=True)
-    model.train(was_training)
     return flat

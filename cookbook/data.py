@@ -17,21 +17,6 @@ import pandas as pd
 from cookbook.rows import Example, default_instruction, examples_of, layout_of
 from cookbook.tables import SPLITS, SUFFIXES, DataError, licence_of, read_folder, read_hub, read_table
 
-__all__ = [
-    "DataError",
-    "Example",
-    "Schema",
-    "Splits",
-    "fit_length",
-    "load",
-    "only",
-    "report",
-    "rows",
-    "sample",
-    "spread",
-    "take",
-]
-
 
 @dataclass(frozen=True)
 class Schema:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -212,14 +211,9 @@ def _compute(metric: metrics.RowMetric, given: Sequence[str], expected: Sequence
     found = metric.compute(predictions=list(given), references=list(expected))
     rows = np.asarray(found["rows"], dtype=float)
     own = type(metric).aggregate is not metrics.RowMetric.aggregate
-    aggregate = functools.partial(_aggregate, metric, list(given), list(expected), rows) if own else None
+    texts = np.asarray(list(given)), np.asarray(list(expected))
+    aggregate = (lambda index: metric.aggregate(index, *texts, rows)) if own else None
     return Score(float(found["score"]), rows, aggregate)
-
-
-def _aggregate(
-    metric: metrics.RowMetric, given: list[str], expected: list[str], rows: np.ndarray, index: np.ndarray
-) -> float:
-    return metric.aggregate(index, given, expected, rows)
 
 
 def _value(one: Score, index: np.ndarray) -> float:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from torch.nn.utils.rnn import pad_sequence
 
 from cookbook.fourbit import dense_weights
 
@@ -141,13 +142,9 @@ def _passage_nll(
     Passages are cut at `max_length` tokens.
     """
     rows = [torch.tensor(tokenizer(text)["input_ids"][:max_length]) for text in passages]
-    width = max(len(row) for row in rows)
-    ids = torch.zeros(len(rows), width, dtype=torch.long)
-    mask = torch.zeros_like(ids)
-    for place, row in enumerate(rows):
-        ids[place, : len(row)] = row
-        mask[place, : len(row)] = 1
-    ids, mask = ids.to(model.device), mask.to(model.device)
+    ids = pad_sequence(rows, batch_first=True).to(model.device)
+    mask = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True).to(model.device)
+    width = ids.shape[1]
     # Soft-prompt adapters put virtual tokens in front: count positions from the end.
     logits = model(input_ids=ids, attention_mask=mask).logits[:, -width:]
     return [

@@ -15,8 +15,7 @@ from cookbook.models import ModelError, resolve
 
 NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)  # 4 bits, one 8-bit constant per 64 weights, one fp32 per 256 of those
 RUNTIME_BYTES = 0.75e9  # Python with torch and transformers loaded, on a CPU, where nobody has measured it
-LOGIT_ROWS = 3  # fp32 copies of one micro-batch's logits that are alive at once in the loss
-DENSE_LAYERS = 1  # layers unpacked to the compute dtype at one moment of the backward
+LOGIT_ROWS = 3  # fp32 copies of one micro-batch's logits alive at once in the loss, were every position supervised
 
 
 class MemoryPlanError(ModelError):
@@ -133,5 +132,5 @@ def fit(wanted: Plan, *, available: int | None = None, device: str = "cpu") -> P
 def free_bytes(device: str = "cpu") -> int:
     """Bytes this process may still take, its own memory included."""
     if device == "cuda":
-        return int(torch.cuda.mem_get_info()[0])
+        return int(torch.cuda.mem_get_info()[0] + torch.cuda.memory_reserved())
     return int(psutil.virtual_memory().available + psutil.Process().memory_info().rss)

@@ -42,17 +42,14 @@ def text(value: Any) -> str:
 class RowMetric(evaluate.Metric):
     """A metric over texts; `compute(predictions=…, references=…)` gives `score` and `rows`, one value a row."""
 
-    description = ""
-    citation = ""
-
     def __init__(self, **settings: Any) -> None:
         super().__init__(keep_in_memory=True, **settings)
 
     def _info(self) -> evaluate.MetricInfo:
         string = datasets.Value("string")
         return evaluate.MetricInfo(
-            description=self.description,
-            citation=self.citation,
+            description=type(self).__doc__ or "",
+            citation="",
             inputs_description="predictions: answers; references: expected answers; both lists of str",
             features=datasets.Features({"predictions": string, "references": string}),
         )
@@ -76,16 +73,12 @@ class RowMetric(evaluate.Metric):
 class ExactMatch(RowMetric):
     """1 where the answer equals the expected one, white space at the ends aside."""
 
-    description = "share of answers equal to the expected one"
-
     def rows(self, predictions: Sequence[str], references: Sequence[str]) -> Rows:
         return [float(p.strip() == r.strip()) for p, r in zip(predictions, references, strict=True)]
 
 
 class MacroF1(ExactMatch):
-    """The F1 score of each expected class, averaged with equal weight; any other answer is simply wrong."""
-
-    description = "unweighted mean over classes of F1 = 2TP / (2TP + FP + FN)"
+    """The mean over expected classes of F1 = 2TP / (2TP + FP + FN); any other answer is simply wrong."""
 
     @staticmethod
     def aggregate(index: np.ndarray, predictions: Any, references: Any, rows: Rows) -> float:
@@ -99,10 +92,7 @@ class MacroF1(ExactMatch):
 
 
 class RougeL(RowMetric):
-    """ROUGE-L F-measure by the `rouge-score` package, with stemming."""
-
-    description = "longest common subsequence of words, as an F-measure"
-    citation = "Lin (2004): ROUGE: a package for automatic evaluation of summaries"
+    """ROUGE-L F-measure (Lin 2004) by the `rouge-score` package, with stemming."""
 
     def rows(self, predictions: Sequence[str], references: Sequence[str]) -> Rows:
         from rouge_score.rouge_scorer import RougeScorer
@@ -115,8 +105,6 @@ class RougeL(RowMetric):
 class ValidJson(RowMetric):
     """1 where the whole answer is one JSON object with exactly the keys of the expected one."""
 
-    description = "share of answers that are a JSON object with the expected keys and nothing else"
-
     def rows(self, predictions: Sequence[str], references: Sequence[str]) -> Rows:
         keys = [set(parse(r, strict=True) or {}) for r in references]
         found = [parse(p, strict=True) for p in predictions]
@@ -125,8 +113,6 @@ class ValidJson(RowMetric):
 
 class Rules(RowMetric):
     """The share of written rules that an answer keeps; each rule is `(answer, expected) -> bool`."""
-
-    description = "mean share of written rules kept"
 
     def __init__(self, rules: dict[str, Callable[[str, str], bool]], **settings: Any) -> None:
         self.written = rules

@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
+from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.trainer_callback import PrinterCallback, TrainerCallback
 from transformers.utils import logging as transformers_logging
@@ -34,7 +35,7 @@ PLAIN_TEMPLATE = (
 )
 PREFIX_TOKENS = 64  # prompts that begin alike for so long share one reading of it
 BATCH_TOKENS = 16_384  # prompts and answers of one batch in generation: bounds its memory
-QUIET = ("bitsandbytes.backends.cpu.ops", "trl", "peft", "accelerate", "datasets", "httpx")
+QUIET = ("trl", "peft", "accelerate", "datasets", "httpx", "huggingface_hub.repocard")
 Messages = list[dict[str, str]]
 
 
@@ -55,7 +56,8 @@ def quiet() -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
     for category in (FutureWarning, DeprecationWarning):
         warnings.simplefilter("ignore", category)
-    warnings.filterwarnings("ignore", message=".*pin_memory.*")
+    for known in (".*pin_memory.*", "fan_in_fan_out is set to"):  # no accelerator; PEFT turns the flag itself
+        warnings.filterwarnings("ignore", message=known)
 
 
 def release_memory() -> None:
@@ -278,13 +280,14 @@ def _batches(order: list[int], lengths: list[int], batch_size: int) -> Iterator[
 
 def _shared_prefix(model: PreTrainedModel, ids: Sequence[list[int]]) -> list[int]:
     """The tokens that all prompts begin with, if they are worth reading once and this model can go on from there."""
+    if len(ids) < 2:
+        return []
     first, last = min(ids), max(ids)  # in order, so what these two share is shared by all between
     shared = next((n for n, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), len(first))
     shared = min(shared, min(map(len, ids)) - 1)  # each prompt keeps a token of its own
     layers = set(getattr(model.config.get_text_config(), "layer_types", None) or ["full_attention"])
     soft = any(c.is_prompt_learning for c in getattr(model, "peft_config", {}).values())
-    usable = len(ids) > 1 and shared >= PREFIX_TOKENS and layers == {"full_attention"} and not soft
-    return first[:shared] if usable else []
+    return first[:shared] if shared >= PREFIX_TOKENS and layers == {"full_attention"} and not soft else []
 
 
 def _read(model: PreTrainedModel, prefix: list[int]) -> Any:
@@ -314,15 +317,16 @@ def next_tokens(
     """
     asked = [len(tokenizer(render_prompt(tokenizer, p), add_special_tokens=False)["input_ids"]) for p in prompts]
     texts = [render_full(tokenizer, p, a) for p, a in zip(prompts, answers, strict=True)]
-    ids = [tokenizer(t, add_special_tokens=False)["input_ids"] for t in texts]
+    ids = [torch.tensor(tokenizer(t, add_special_tokens=False)["input_ids"]) for t in texts]
     found: list[list[int]] = []
-    with dense_weights(model), head_reads(model, torch.Tensor.contiguous):
-        for start in range(0, len(ids), batch_size):
-            rows = range(start, min(start + batch_size, len(ids)))
-            batch = tokenizer.pad({"input_ids": [ids[i] for i in rows]}, return_tensors="pt").to(model.device)
-            longest = max(len(ids[i]) - asked[i] for i in rows)  # padded on the left: answers are at the end
-            best = model(**batch, use_cache=False, logits_to_keep=longest + 1).logits.argmax(-1)
-            found += [best[n, asked[i] - len(ids[i]) - 1 : -1].tolist() for n, i in enumerate(rows)]
+    for start in range(0, len(ids), batch_size):
+        rows = range(start, min(start + batch_size, len(ids)))
+        batch = pad_sequence([ids[i] for i in rows], batch_first=True)  # on the right, where no position moves
+        place = torch.arange(batch.shape[1])
+        written = torch.stack([(place >= asked[i] - 1) & (place < len(ids[i]) - 1) for i in rows])
+        with dense_weights(model), head_reads(model, lambda hidden, written=written: hidden[written]):
+            best = model(input_ids=batch.to(model.device), use_cache=False).logits.argmax(-1)
+        found += [part.tolist() for part in best.split(written.sum(1).tolist())]
     return found
 
 
@@ -343,19 +347,16 @@ def _stops(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[i
     return sorted(i for i in ids if i is not None)
 
 
-class _explained:
+@contextmanager
+def _explained(model: str) -> Iterator[None]:
     """Turns the many errors of a model that cannot be had into one sentence."""
-
-    def __init__(self, model: str) -> None:
-        self.model = model
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: Any) -> None:
-        if isinstance(error, (OSError, ValueError, SafetensorError)) and not isinstance(error, ModelError):
-            first = str(error).strip().splitlines()[0]
-            raise ModelError(
-                f"MODEL {self.model} cannot be loaded: {first} Give a folder, a bundled model "
-                f"({', '.join(assets.ASSETS)}), or a Hub id while online (HF_TOKEN in the environment if it is gated)"
-            ) from error
+    try:
+        yield
+    except ModelError:
+        raise
+    except (OSError, ValueError, SafetensorError) as error:
+        first = str(error).strip().splitlines()[0]
+        raise ModelError(
+            f"MODEL {model} cannot be loaded: {first} Give a folder, a bundled model "
+            f"({', '.join(assets.ASSETS)}), or a Hub id while online (HF_TOKEN in the environment if it is gated)"
+        ) from error

@@ -111,21 +111,3 @@ def curve(
         axes.legend(frameon=False)
     plt.close(figure)
     return figure
-
-
-def histogram(
-    values: Mapping[str, Sequence[float]], *, title: str, xlabel: str, limit: float | None = None
-) -> Figure:
-    """Overlaid outlines of distributions, with a line where a limit lies."""
-    with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(figsize=(7, 2.6), layout="constrained")
-        bins = np.histogram_bin_edges(np.concatenate([np.asarray(v, float) for v in values.values()]), 30)
-        for (label, data), style in zip(values.items(), ("-", "--", ":"), strict=False):
-            axes.hist(data, bins, histtype="step", linestyle=style, linewidth=1.6, label=label, density=True)
-        if limit is not None and limit <= 2 * bins[-1]:
-            axes.axvline(limit, color="black", linestyle="-.", linewidth=1, label="limit")
-        axes.set(title=title, xlabel=xlabel, ylabel="share of rows")
-        axes.set_yticks([])
-        axes.legend(frameon=False)
-    plt.close(figure)
-    return figure

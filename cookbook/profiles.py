@@ -29,13 +29,11 @@ class Profile(BaseModel):
     batch_size: int = Field(ge=1)
     micro_batch_size: int = Field(ge=1)
     epochs: float = Field(gt=0)
-    learning_rate: float | None = Field(default=None, gt=0)  # None: the technique's own
     train_rows: int = Field(default=0, ge=0)
     validation_rows: int = Field(default=0, ge=0)
     test_rows: int = Field(default=0, ge=0)
     probe_items: int = Field(default=0, ge=0)
     max_new_tokens: int = Field(ge=1)
-    four_bit: bool = True
     device: Literal["cpu", "cuda"] = "cpu"
 
     @model_validator(mode="after")

@@ -162,7 +162,7 @@ def versions() -> dict[str, str]:
 
 
 def environment(device: str, **more: JsonValue) -> dict[str, JsonValue]:
-    """What the run stood on: Python, the stack's versions, the device in words, physical and usable cores."""
+    """What the run stood on: Python, the stack's versions, the device in words, usable cores, memory."""
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return {
         "python": platform.python_version(),

@@ -70,7 +70,10 @@ def test_qwen2_and_a_folder_with_another_test_file(tmp_path: Path) -> None:
     folder.mkdir()
     rows = [json.loads(line) for line in (data.sample("customer_service") / "test.jsonl").read_text().splitlines()]
     (folder / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows[::8]))
-    record = run(tmp_path / "run", MODEL=str(tiny(tmp_path / "tiny-qwen2", "qwen2")), DATA=str(folder), SEED=3)
+    record = run(tmp_path / "run", MODEL=str(tiny(tmp_path / "tiny-qwen2", "qwen2")), DATA=str(folder), SEED=3,
+                 LEARNING_CURVE=True)  # fmt: skip
     assert record.model.id == "tiny-qwen2"
     assert record.headline == "intent_accuracy"
     assert record.data.test == 8
+    assert list(record.details["curve"]) == ["25", "28"]
+    assert len(record.details["validation_loss"]) == 2, "losses of the curve are not those of the run"

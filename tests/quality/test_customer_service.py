@@ -46,8 +46,7 @@ def test_order_id(record: results.Results) -> None:
 
 
 def test_shipped_model_answers_like_the_trained_one(record: results.Results) -> None:
-    # Batches are made up differently, and bf16 sums differ with the padding: measured 0.77 identical answers.
-    assert record.details["parity_reloaded"] >= 0.5
+    assert record.details["parity_reloaded"] >= 0.98
     assert record.details["merged"]["after"] >= record.metrics["intent_accuracy"].after - 0.25
 
 
@@ -63,6 +62,6 @@ def test_validation_loss_fell(record: results.Results) -> None:
 
 def test_resources(record: results.Results) -> None:
     memory = record.resources.peak_memory_bytes
-    assert memory.measured < 9e9  # aim: 4 GB; measured: 6.7
-    assert 0.2 < memory.predicted / memory.measured < 2
+    assert memory.measured < 4e9
+    assert 0.5 < memory.predicted / memory.measured < 2
     assert record.resources.parameters.trainable < record.resources.parameters.total / 10

@@ -19,7 +19,6 @@ FIGURES: dict[str, Callable[[], Figure]] = {
     "before_after": lambda: plots.before_after(["x", "y"], {"a": [0, 1], "b": [0.5, 1]}, title="a", xlabel="share"),
     "confusion": lambda: plots.confusion(["x", "y"], ["x", "z"], ["x", "y"], title="a"),
     "curve": lambda: plots.curve([25, 50], {"a": [0.1, 0.2]}, title="a", xlabel="rows", ylabel="share"),
-    "histogram": lambda: plots.histogram({"a": [1, 2, 3], "b": [2, 2]}, title="a", xlabel="tokens", limit=4),
 }
 
 
@@ -63,13 +62,6 @@ def test_confusion_of_a_label_called_other() -> None:
     figure = plots.confusion(["other", "other", "x"], ["other", "junk", "other"], ["other", "x"], title="a")
     assert np.asarray(figure.axes[0].images[0].get_array()).tolist() == [[1, 0, 1], [1, 0, 0]]
     assert [t.get_text() for t in figure.axes[0].get_xticklabels()] == ["other", "x", "none of these"]
-
-
-def test_limit_of_a_histogram_is_drawn_where_it_can_be_seen() -> None:
-    def lines(limit: float | None) -> int:
-        return len(plots.histogram({"a": [1, 2, 3]}, title="", xlabel="", limit=limit).axes[0].lines)
-
-    assert [lines(n) for n in (None, 4, 100)] == [0, 1, 0]
 
 
 def test_token_strip_escapes() -> None:
