@@ -12,7 +12,7 @@ from cookbook import plots
 from cookbook.ledger import Ledger
 from cookbook.models import release_memory
 
-RELEASE_EVERY = 20  # steps: batches of many lengths leave holes in a CPU's memory that add up to gigabytes
+RELEASE_EVERY = 8  # steps: batches of many lengths leave holes in a CPU's memory that add up to gigabytes
 
 
 class LiveLoss(TrainerCallback):

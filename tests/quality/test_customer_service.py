@@ -33,7 +33,7 @@ def test_format(record: results.Results) -> None:
 
 def test_intent(record: results.Results) -> None:
     intent = record.metrics["intent_accuracy"]
-    assert intent.after >= 0.72  # aim: 0.85; measured: 0.81, 95 % interval about 0.08 either side
+    assert intent.after >= 0.82  # the committed run: 0.865; another processor's rounding moves a row or two
     assert intent.change >= 0.5
     assert intent.ci95[0] > 0
     assert intent.verdict == "improved"
