@@ -24,7 +24,7 @@ class LiveLoss(TrainerCallback):
         last: stop after this many steps, with the learning rates of the full run; 0: run to the end.
     """
 
-    def __init__(self, book: Ledger, title: str, *, seed: int = 0, last: int = 0, every: int = 5) -> None:
+    def __init__(self, book: Ledger, title: str, *, seed: int = 0, last: int = 0, every: int = 10) -> None:
         self.book, self.title, self.seed, self.last, self.every = book, title, seed, last, every
         self.train: list[tuple[int, float]] = []
         self.validation: list[tuple[int, float]] = []
@@ -44,7 +44,7 @@ class LiveLoss(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.seconds.append(time.perf_counter() - self._began)
         if state.global_step % RELEASE_EVERY == 0:
-            release_memory()
+            release_memory(collect=False)
         control.should_training_stop |= bool(self.last) and state.global_step >= self.last
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float], **_: Any) -> None:

@@ -60,9 +60,14 @@ def quiet() -> None:
         warnings.filterwarnings("ignore", message=known)
 
 
-def release_memory() -> None:
-    """Return to the system what is free now: between stages, so that one's peak is not the next one's floor."""
-    gc.collect()
+def release_memory(*, collect: bool = True) -> None:
+    """Return to the system what is free now: between stages, so that one's peak is not the next one's floor.
+
+    Args:
+        collect: run Python's garbage collector first, some tenths of a second with this stack loaded.
+    """
+    if collect:
+        gc.collect()
     if platform.libc_ver()[0] == "glibc":
         ctypes.CDLL(None).malloc_trim(0)
 
