@@ -9,9 +9,9 @@ from IPython.display import display
 from transformers import TrainerCallback, set_seed
 
 from cookbook import plots
-from cookbook.ledger import Ledger
-from cookbook.models import release_memory
+from cookbook.ledger import Ledger, release_memory
 
+DRAW_EVERY = 10  # steps
 RELEASE_EVERY = 8  # steps: batches of many lengths leave holes in a CPU's memory that add up to gigabytes
 
 
@@ -24,8 +24,8 @@ class LiveLoss(TrainerCallback):
         last: stop after this many steps, with the learning rates of the full run; 0: run to the end.
     """
 
-    def __init__(self, book: Ledger, title: str, *, seed: int = 0, last: int = 0, every: int = 10) -> None:
-        self.book, self.title, self.seed, self.last, self.every = book, title, seed, last, every
+    def __init__(self, book: Ledger, title: str, *, seed: int = 0, last: int = 0) -> None:
+        self.book, self.title, self.seed, self.last = book, title, seed, last
         self.train: list[tuple[int, float]] = []
         self.validation: list[tuple[int, float]] = []
         self.seconds: list[float] = []
@@ -53,7 +53,7 @@ class LiveLoss(TrainerCallback):
             self.book.note(step=state.global_step, steps=state.max_steps, loss=round(float(logs["loss"]), 4))
         if "eval_loss" in logs:
             self.validation.append((state.global_step, float(logs["eval_loss"])))
-        if self._handle and (len(self.train) % self.every == 0 or "eval_loss" in logs):
+        if self._handle and (len(self.train) % DRAW_EVERY == 0 or "eval_loss" in logs):
             self._handle.update(self._draw())
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from cookbook.models import Messages, render_prompt
+from cookbook.chat import Messages, render_prompt
 
 IGNORED = -100  # the label that carries no loss
 

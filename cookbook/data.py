@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 import pandas as pd
 
+from cookbook.chat import render_full, token_ids
 from cookbook.rows import Example, default_instruction, examples_of, layout_of
 from cookbook.tables import SPLITS, SUFFIXES, DataError, licence_of, read_folder, read_hub, read_table
 
@@ -227,10 +228,8 @@ def rows(examples: Sequence[Example]) -> list[dict[str, list[dict[str, str]]]]:
 
 def _lengths(examples: Sequence[Example], tokenizer: Any) -> list[int]:
     """Tokens of each templated row, answer included."""
-    from cookbook import models
-
-    texts = [models.render_full(tokenizer, example.prompt, example.completion) for example in examples]
-    return [len(ids) for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]] if texts else []
+    texts = [render_full(tokenizer, example.prompt, example.completion) for example in examples]
+    return [len(ids) for ids in token_ids(tokenizer, texts)]
 
 
 def report(splits: Splits, tokenizer: Any, max_length: int) -> dict[str, pd.DataFrame]:

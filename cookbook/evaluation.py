@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -83,20 +84,26 @@ def compare(
     seed: int = 0,
 ) -> dict[str, results.Metric]:
     """Each metric before and after on the same rows, with a 95 % interval of the paired change."""
-    compared = {}
-    for name, old in before.items():
-        new = after[name]
-        low, high = interval(old, new, seed=seed)
-        compared[name] = results.Metric(
-            before=old.value,
-            prompted=prompted[name].value if prompted else None,
-            after=new.value,
-            change=new.value - old.value,
-            ci95=(low, high),
-            n=len(old.rows),
-            verdict=verdict(low, high),
+    return {
+        name: results.Metric(
+            prompted=prompted[name].value if prompted else None, **_change(old, after[name], seed=seed)
         )
-    return compared
+        for name, old in before.items()
+    }
+
+
+def _change(before: Score, after: Score, *, seed: int, higher_is_better: bool = True) -> dict[str, Any]:
+    """What every line of a before/after table records."""
+    low, high = interval(before, after, seed=seed)
+    return {
+        "before": before.value,
+        "after": after.value,
+        "change": after.value - before.value,
+        "ci95": (low, high),
+        "n": len(before.rows),
+        "higher_is_better": higher_is_better,
+        "verdict": verdict(low, high, higher_is_better=higher_is_better),
+    }
 
 
 def interval(before: Score, after: Score, *, seed: int = 0, level: float = 0.95) -> tuple[float, float]:
@@ -141,23 +148,10 @@ def forgetting(before: ProbeResult, after: ProbeResult, *, seed: int = 0) -> lis
     """
     pairs = {name: (_mean(before.scores[name]), _mean(after.scores[name])) for name in before.scores}
     pairs["perplexity"] = (_perplexity(before), _perplexity(after))
-    probes = []
-    for name, (old, new) in pairs.items():
-        low, high = interval(old, new, seed=seed)
-        better = name != "perplexity"
-        probes.append(
-            results.Probe(
-                probe=name,
-                before=old.value,
-                after=new.value,
-                change=new.value - old.value,
-                ci95=(low, high),
-                n=len(old.rows),
-                higher_is_better=better,
-                verdict=verdict(low, high, higher_is_better=better),
-            )
-        )
-    return probes
+    return [
+        results.Probe(probe=name, **_change(old, new, seed=seed, higher_is_better=name != "perplexity"))
+        for name, (old, new) in pairs.items()
+    ]
 
 
 @dataclass(frozen=True)

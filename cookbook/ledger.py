@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import json
+import platform
 import threading
 import time
 from collections.abc import Iterator
@@ -64,7 +67,7 @@ class Ledger:
             yield
         finally:
             done = Stage(name, time.perf_counter() - start, watch.stop())
-            _release()
+            release_memory()
             self.stages.append(done)
             self.note(stage=name, event="end", seconds=round(done.seconds, 1), peak_bytes=done.peak_bytes)
         print(f"[{name}] {done.seconds:.1f} s, peak memory {done.peak_bytes / 1e9:.2f} GB")
@@ -107,6 +110,18 @@ def folder_bytes(folder: Path) -> int:
     return sum(f.stat().st_size for f in Path(folder).rglob("*") if f.is_file())
 
 
+def release_memory(*, collect: bool = True) -> None:
+    """Return to the system what is free now: between stages, so that one's peak is not the next one's floor.
+
+    Args:
+        collect: run Python's garbage collector first, some tenths of a second with this stack loaded.
+    """
+    if collect:
+        gc.collect()
+    if platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL(None).malloc_trim(0)
+
+
 class _MemoryWatch:
     """Samples this process's memory in a thread until `stop`, which returns the peak in bytes."""
 
@@ -128,12 +143,6 @@ class _MemoryWatch:
         self._thread.join()
         self._peak = max(self._peak, self._process.memory_info().rss)  # a stage may be shorter than the interval
         return self._cuda.max_memory_allocated() if self._cuda else self._peak
-
-
-def _release() -> None:
-    from cookbook.models import release_memory  # imports torch, which the launcher does without
-
-    release_memory()
 
 
 def _cuda() -> Any:

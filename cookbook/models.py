@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import copy
-import ctypes
-import gc
 import hashlib
 import json
 import logging
 import os
-import platform
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -20,23 +17,16 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from torch.nn.utils.rnn import pad_sequence
-from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.trainer_callback import PrinterCallback, TrainerCallback
 from transformers.utils import logging as transformers_logging
 
-from cookbook import assets
+from cookbook import assets, batching
+from cookbook.chat import PLAIN_TEMPLATE, Messages, render_full, render_prompt, token_ids
+from cookbook.chat import other_template as other_template
 from cookbook.fourbit import dense_weights
 
-# For tokenizers without a chat template of their own (GPT-2 and other base models).
-PLAIN_TEMPLATE = (
-    "{% for m in messages %}{{ m['role'] | capitalize }}:\n{{ m['content'] }}"
-    "{% if m['role'] == 'assistant' %}{{ eos_token }}{% endif %}{{ '\n' }}{% endfor %}"
-    "{% if add_generation_prompt %}Assistant:\n{% endif %}"
-)
-PREFIX_TOKENS = 64  # prompts that begin alike for so long share one reading of it
-BATCH_TOKENS = 16_384  # prompts and answers of one batch in generation: bounds its memory
 QUIET = ("trl", "peft", "accelerate", "datasets", "httpx", "huggingface_hub.repocard")
-Messages = list[dict[str, str]]
 
 
 class ModelError(ValueError):
@@ -58,18 +48,6 @@ def quiet() -> None:
         warnings.simplefilter("ignore", category)
     for known in (".*pin_memory.*", "fan_in_fan_out is set to"):  # no accelerator; PEFT turns the flag itself
         warnings.filterwarnings("ignore", message=known)
-
-
-def release_memory(*, collect: bool = True) -> None:
-    """Return to the system what is free now: between stages, so that one's peak is not the next one's floor.
-
-    Args:
-        collect: run Python's garbage collector first, some tenths of a second with this stack loaded.
-    """
-    if collect:
-        gc.collect()
-    if platform.libc_ver()[0] == "glibc":
-        ctypes.CDLL(None).malloc_trim(0)
 
 
 def choose_dtype(device: str = "cpu") -> tuple[torch.dtype, dict[str, float]]:
@@ -181,29 +159,6 @@ def context_length(config: Any) -> int:
     return int(getattr(text, "max_position_embeddings", 0) or getattr(text, "n_positions", 0) or 1 << 20)
 
 
-def other_template(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
-    """A copy of the tokenizer with another chat template: plain role names, or bracketed ones if it had those."""
-    other = copy.deepcopy(tokenizer)
-    bracketed = PLAIN_TEMPLATE.replace("{{ m['role'] | capitalize }}:", "[{{ m['role'] }}]")
-    other.chat_template = (
-        PLAIN_TEMPLATE
-        if tokenizer.chat_template != PLAIN_TEMPLATE
-        else bracketed.replace("Assistant:", "[assistant]")
-    )
-    return other
-
-
-def render_prompt(tokenizer: PreTrainedTokenizerBase, messages: Messages) -> str:
-    """The text a model is asked with: messages through the chat template, up to where the answer begins."""
-    return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
-
-
-def render_full(tokenizer: PreTrainedTokenizerBase, messages: Messages, completion: str) -> str:
-    """The text a model is trained on: the prompt and the answer, through the same template."""
-    answer = [{"role": "assistant", "content": completion}]
-    return str(tokenizer.apply_chat_template([*messages, *answer], tokenize=False))
-
-
 @contextmanager
 def head_reads(model: PreTrainedModel, change: Callable[[torch.Tensor], torch.Tensor]) -> Iterator[None]:
     """Inside this block the head (the output embeddings) reads `change(hidden)`, hidden being (rows, tokens, size).
@@ -235,7 +190,7 @@ def generate(
     leave no room in the model's context are cut at the start.
     """
     texts = [p if isinstance(p, str) else render_prompt(tokenizer, p) for p in prompts]
-    ids = [tokenizer(t, add_special_tokens=False)["input_ids"] for t in texts]
+    ids = token_ids(tokenizer, texts)
     room = context_length(model.config) - max_new_tokens
     if room < 1:
         raise ModelError(f"max_new_tokens={max_new_tokens} leaves no room in a context of {room + max_new_tokens}")
@@ -244,18 +199,19 @@ def generate(
     answers, training = [""] * len(ids), model.training
     model.eval()
     with dense_weights(model), head_reads(model, torch.Tensor.contiguous):
-        prefix = _shared_prefix(model, ids)
-        cache = _read(model, prefix) if prefix else None
+        prefix = batching.shared_prefix(model, ids)
+        read = batching.read_prefix(model, prefix) if prefix else None
         done = 0
-        for rows in _batches(order, [len(i) + max_new_tokens for i in ids], batch_size):
+        for rows in batching.batches(order, [len(i) + max_new_tokens for i in ids], batch_size):
             batch = tokenizer.pad({"input_ids": [ids[i][len(prefix) :] for i in rows]}, return_tensors="pt")
+            asked = batching.behind(prefix, batch["input_ids"])
+            cache = copy.deepcopy(read)
             if cache is not None:
-                begun = copy.deepcopy(cache)
-                begun.batch_repeat_interleave(len(rows))
-                batch = {"input_ids": _behind(prefix, batch["input_ids"]), "past_key_values": begun,
-                         "attention_mask": _behind([1] * len(prefix), batch["attention_mask"])}  # fmt: skip
+                cache.batch_repeat_interleave(len(rows))
             out = model.generate(
-                **{k: v.to(model.device) if isinstance(v, torch.Tensor) else v for k, v in batch.items()},
+                input_ids=asked.to(model.device),
+                attention_mask=batching.behind([1] * len(prefix), batch["attention_mask"]).to(model.device),
+                past_key_values=cache,
                 max_new_tokens=max_new_tokens,
                 do_sample=False,
                 temperature=None,
@@ -265,45 +221,13 @@ def generate(
                 pad_token_id=tokenizer.pad_token_id,
                 use_cache=True,
             )
-            for i, row in zip(rows, out[:, batch["input_ids"].shape[1] :], strict=True):
+            for i, row in zip(rows, out[:, asked.shape[1] :], strict=True):
                 answers[i] = tokenizer.decode(row, skip_special_tokens=True).strip()
             done += len(rows)
             if progress:
                 progress(done, len(ids))
     model.train(training)
     return answers
-
-
-def _batches(order: list[int], lengths: list[int], batch_size: int) -> Iterator[list[int]]:
-    """`order` (by length) in runs of at most `batch_size` rows and, padded, `BATCH_TOKENS` tokens."""
-    while order:
-        rows = order[:batch_size]
-        rows = rows[: max(1, BATCH_TOKENS // lengths[rows[-1]])]
-        yield rows
-        order = order[len(rows) :]
-
-
-def _shared_prefix(model: PreTrainedModel, ids: Sequence[list[int]]) -> list[int]:
-    """The tokens that all prompts begin with, if they are worth reading once and this model can go on from there."""
-    if len(ids) < 2:
-        return []
-    first, last = min(ids), max(ids)  # in order, so what these two share is shared by all between
-    shared = next((n for n, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), len(first))
-    shared = min(shared, min(map(len, ids)) - 1)  # each prompt keeps a token of its own
-    layers = set(getattr(model.config.get_text_config(), "layer_types", None) or ["full_attention"])
-    soft = any(c.is_prompt_learning for c in getattr(model, "peft_config", {}).values())
-    return first[:shared] if shared >= PREFIX_TOKENS and layers == {"full_attention"} and not soft else []
-
-
-def _read(model: PreTrainedModel, prefix: list[int]) -> Any:
-    cache = DynamicCache(config=model.config)
-    ids = torch.tensor([prefix], device=model.device)
-    model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
-    return cache
-
-
-def _behind(prefix: list[int], rows: torch.Tensor) -> torch.Tensor:
-    return torch.cat([torch.tensor([prefix]).expand(len(rows), -1), rows], dim=1)
 
 
 @torch.no_grad()
@@ -320,9 +244,9 @@ def next_tokens(
     Two models for which these agree in a row would both, greedily, have written the same answer. Batches depend
     on the texts alone, so unlike generation this compares models without the rounding of different padding.
     """
-    asked = [len(tokenizer(render_prompt(tokenizer, p), add_special_tokens=False)["input_ids"]) for p in prompts]
+    asked = [len(i) for i in token_ids(tokenizer, [render_prompt(tokenizer, p) for p in prompts])]
     texts = [render_full(tokenizer, p, a) for p, a in zip(prompts, answers, strict=True)]
-    ids = [torch.tensor(tokenizer(t, add_special_tokens=False)["input_ids"]) for t in texts]
+    ids = [torch.tensor(i) for i in token_ids(tokenizer, texts)]
     found: list[list[int]] = []
     for start in range(0, len(ids), batch_size):
         rows = range(start, min(start + batch_size, len(ids)))

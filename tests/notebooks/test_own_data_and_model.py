@@ -7,18 +7,15 @@ import random
 from pathlib import Path
 
 import pytest
+from test_smoke import run as smoke_run
 
 from cookbook import assets, batch, data, results
 
 pytestmark = [pytest.mark.model, pytest.mark.xdist_group("smoke")]
-FAST = {"PROFILE": "smoke", "COMPARE_STEPS": 0}
 
 
 def run(folder: Path, **given: object) -> results.Results:
-    path = batch.find("01")
-    status = batch.run_one(path, folder, batch.check_parameters(path, FAST | given), timeout=900)
-    assert status.status == "ok", f"{status.error} (cell {status.cell})"
-    return results.read(folder)
+    return smoke_run(batch.find("01"), folder, COMPARE_STEPS=0, **given)
 
 
 def tiny(folder: Path, kind: str) -> Path:

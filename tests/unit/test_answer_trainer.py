@@ -43,10 +43,15 @@ def make(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[..., Any]:
     return make
 
 
+def all_rows(trainer: Any) -> dict[str, torch.Tensor]:
+    return dict(
+        trainer.data_collator([{k: row[k] for k in ("input_ids", "labels")} for row in trainer.train_dataset])
+    )
+
+
 def step(trainer: Any, items: int | None) -> tuple[float, torch.Tensor]:
     """Loss and gradients of one batch of all rows."""
-    batch = trainer.data_collator([{k: row[k] for k in ("input_ids", "labels")} for row in trainer.train_dataset])
-    loss = trainer.compute_loss(trainer.model.train(), dict(batch), num_items_in_batch=items)
+    loss = trainer.compute_loss(trainer.model.train(), all_rows(trainer), num_items_in_batch=items)
     loss.backward()
     return loss.item(), torch.cat([p.grad.flatten() for p in trainer.model.parameters() if p.grad is not None])
 
@@ -70,7 +75,7 @@ def test_only_supervised_positions_reach_the_head(make: Callable[..., Any]) -> N
 
 def test_the_check_refuses_a_loss_that_is_shifted(make: Callable[..., Any]) -> None:
     trainer = make(answer_trainer())
-    batch = trainer.data_collator([{k: row[k] for k in ("input_ids", "labels")} for row in trainer.train_dataset])
+    batch = all_rows(trainer)
     own, theirs = checks.same_loss(trainer, batch)
     assert own == pytest.approx(theirs, rel=1e-4)
 

@@ -14,7 +14,7 @@ from conftest import TEXTS, chat
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 
-from cookbook import models
+from cookbook import batching, models
 from cookbook.models import ModelError
 
 PROMPTS = [chat(text) for text in (*TEXTS, "Hi", "Where is it?", TEXTS[1] * 2)]
@@ -190,18 +190,18 @@ def test_a_shared_beginning_is_read_once(
     widths: list[int] = []
     hook = model.get_input_embeddings().register_forward_pre_hook(lambda _, ids: widths.append(ids[0].shape[1]))
     shared = models.generate(model, tokenizer, asked, max_new_tokens=6, batch_size=4)
-    assert widths[0] >= models.PREFIX_TOKENS > max(widths[1:]), "read once, and never again"
+    assert widths[0] >= batching.PREFIX_TOKENS > max(widths[1:]), "read once, and never again"
     hook.remove()
-    monkeypatch.setattr(models, "PREFIX_TOKENS", 10_000)
+    monkeypatch.setattr(batching, "PREFIX_TOKENS", 10_000)
     assert models.generate(model, tokenizer, asked, max_new_tokens=6, batch_size=4) == shared
     assert len(set(shared)) > 3
 
 
 def test_batches_stay_within_their_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(models, "BATCH_TOKENS", 100)
+    monkeypatch.setattr(batching, "BATCH_TOKENS", 100)
     lengths = [10, 10, 20, 30, 60, 120]
-    assert list(models._batches([0, 1, 2, 3, 4, 5], lengths, 3)) == [[0, 1, 2], [3], [4], [5]]
-    assert list(models._batches([0, 1, 2], lengths, 48)) == [[0, 1, 2]]
+    assert list(batching.batches([0, 1, 2, 3, 4, 5], lengths, 3)) == [[0, 1, 2], [3], [4], [5]]
+    assert list(batching.batches([0, 1, 2], lengths, 48)) == [[0, 1, 2]]
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
