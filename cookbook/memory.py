@@ -58,6 +58,7 @@ def plan(
     dtype: torch.dtype,
     four_bit: bool = False,
     lora_rank: int = 0,
+    eager: bool = False,
     device: str = "cpu",
     runtime: float = RUNTIME_BYTES,
 ) -> Plan:
@@ -66,9 +67,9 @@ def plan(
     Full fine-tuning (`lora_rank=0`) counts fp32 master weights, gradients and two Adam moments; LoRA counts the
     same for its A and B on every linear layer but the head. Activations are those of a transformer block kept
     for the backward, without checkpointing: about 16 hidden, 6 intermediate and 6 key/value vectors in the
-    compute dtype, and four hidden vectors in fp32 for the norms (after Korthikanti et al. 2022, with the
-    attention matrix left out, as fused attention does not keep it). `runtime` is what the process holds without
-    a model (`Ledger.idle_bytes`).
+    compute dtype, and four hidden vectors in fp32 for the norms (after Korthikanti et al. 2022). The attention
+    matrix counts for `eager` attention alone, its softmax in fp32 and a copy in the compute dtype; fused attention
+    does not keep it. `runtime` is what the process holds without a model (`Ledger.idle_bytes`).
     """
     config = AutoConfig.from_pretrained(resolve(model))
     with init_empty_weights(), warnings.catch_warnings():
@@ -91,6 +92,7 @@ def plan(
     heads = text.num_attention_heads
     kv = hidden * getattr(text, "num_key_value_heads", heads) // heads
     block = width * (16 * hidden + 6 * inner + 6 * kv) + 4 * 4 * hidden
+    matrix = tokens * length * heads * (4 + width) if eager else 0
     return Plan(
         micro_batch=micro_batch,
         length=length,
@@ -98,7 +100,7 @@ def plan(
         adapter=int(4 * trained) if lora_rank else 0,
         gradients=int(4 * trained),
         optimizer=int(8 * trained),
-        activations=int(tokens * layers * block),
+        activations=int(layers * (tokens * block + matrix)),
         logits=int(tokens * text.vocab_size * 4 * LOGIT_ROWS),
         runtime=int(runtime) if device == "cpu" else 0,
     )

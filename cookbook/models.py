@@ -23,7 +23,6 @@ from transformers.utils import logging as transformers_logging
 
 from cookbook import assets, batching
 from cookbook.chat import PLAIN_TEMPLATE, Messages, render_full, render_prompt, token_ids
-from cookbook.chat import other_template as other_template
 from cookbook.fourbit import dense_weights
 
 QUIET = ("trl", "peft", "accelerate", "datasets", "httpx", "huggingface_hub.repocard")

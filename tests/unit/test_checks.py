@@ -12,6 +12,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import BitsAndBytesConfig
 
 from cookbook import checks, models
+from cookbook.chat import other_template, render_full, render_prompt
 from cookbook.checks import IGNORED, CheckError
 from cookbook.fourbit import dense_weights
 
@@ -42,8 +43,8 @@ def rows(tokenizer: Any) -> Rows:
     """Rows as the trainer holds them: the prompt ignored, answer and end-of-text supervised."""
     made = []
     for text in TEXTS:
-        prompt = tokenizer(models.render_prompt(tokenizer, chat(text)), add_special_tokens=False)["input_ids"]
-        full = tokenizer(models.render_full(tokenizer, chat(text), "Yes."), add_special_tokens=False)["input_ids"]
+        prompt = tokenizer(render_prompt(tokenizer, chat(text)), add_special_tokens=False)["input_ids"]
+        full = tokenizer(render_full(tokenizer, chat(text), "Yes."), add_special_tokens=False)["input_ids"]
         made.append({"input_ids": full, "labels": [IGNORED] * len(prompt) + full[len(prompt) :]})
     return made
 
@@ -108,7 +109,7 @@ def test_other_template_at_inference(rows: Rows, tokenizer: Any) -> None:
     with pytest.raises(
         CheckError, match=r"row 0: .* differ at token 0: trained on '<\|im_start\|>syste', asked with 'System'"
     ):
-        checks.same_template(rows, [chat(t) for t in TEXTS], models.other_template(tokenizer))
+        checks.same_template(rows, [chat(t) for t in TEXTS], other_template(tokenizer))
 
 
 def test_one_changed_token_is_found(rows: Rows, tokenizer: Any) -> None:
@@ -127,8 +128,8 @@ def test_missing_generation_prompt_is_found(rows: Rows, tokenizer: Any) -> None:
 
 def test_plain_template_of_gpt2_agrees_with_itself(gpt2: Path) -> None:
     tokenizer = models.load_tokenizer(str(gpt2))
-    prompt = models.render_prompt(tokenizer, chat(TEXTS[0]))
-    full = models.render_full(tokenizer, chat(TEXTS[0]), "Yes.")
+    prompt = render_prompt(tokenizer, chat(TEXTS[0]))
+    full = render_full(tokenizer, chat(TEXTS[0]), "Yes.")
     assert full == f"{prompt}Yes.<|endoftext|>\n"
 
 

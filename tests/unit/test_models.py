@@ -15,6 +15,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 
 from cookbook import batching, models
+from cookbook.chat import other_template, render_full, render_prompt
 from cookbook.models import ModelError
 
 PROMPTS = [chat(text) for text in (*TEXTS, "Hi", "Where is it?", TEXTS[1] * 2)]
@@ -120,7 +121,7 @@ def test_tokenizer_without_template_or_padding(gpt2: Path, llama: Path) -> None:
     tokenizer = models.load_tokenizer(str(gpt2))
     assert tokenizer.pad_token == tokenizer.eos_token == "<|endoftext|>"
     assert tokenizer.chat_template == models.PLAIN_TEMPLATE
-    assert models.render_prompt(tokenizer, chat("Hi")) == "System:\nAnswer with JSON.\nUser:\nHi\nAssistant:\n"
+    assert render_prompt(tokenizer, chat("Hi")) == "System:\nAnswer with JSON.\nUser:\nHi\nAssistant:\n"
     assert models.load_tokenizer(str(llama)).chat_template != models.PLAIN_TEMPLATE
 
 
@@ -149,9 +150,9 @@ def test_label_shows_no_path(llama: Path) -> None:
 def test_other_template_differs(llama: Path, gpt2: Path) -> None:
     for folder in (llama, gpt2):
         tokenizer = models.load_tokenizer(str(folder))
-        other = models.other_template(tokenizer)
-        assert models.render_prompt(other, PROMPTS[0]) != models.render_prompt(tokenizer, PROMPTS[0])
-        assert models.render_full(other, PROMPTS[0], "x").startswith(models.render_prompt(other, PROMPTS[0]))
+        other = other_template(tokenizer)
+        assert render_prompt(other, PROMPTS[0]) != render_prompt(tokenizer, PROMPTS[0])
+        assert render_full(other, PROMPTS[0], "x").startswith(render_prompt(other, PROMPTS[0]))
         assert tokenizer.chat_template == models.load_tokenizer(str(folder)).chat_template
 
 
@@ -210,8 +211,8 @@ def test_next_tokens_are_those_of_greedy_answers(family: str, request: pytest.Fi
     prompts, answers = PROMPTS[:5], [TEXTS[i % 3][: 10 + 7 * i] for i in range(5)]
     found = models.next_tokens(model, tokenizer, prompts, answers, batch_size=2)
     for prompt, answer, tokens in zip(prompts, answers, found, strict=True):
-        asked = tokenizer(models.render_prompt(tokenizer, prompt), return_tensors="pt")["input_ids"]
-        whole = tokenizer(models.render_full(tokenizer, prompt, answer), return_tensors="pt")["input_ids"]
+        asked = tokenizer(render_prompt(tokenizer, prompt), return_tensors="pt")["input_ids"]
+        whole = tokenizer(render_full(tokenizer, prompt, answer), return_tensors="pt")["input_ids"]
         alone = model(whole).logits[0].argmax(-1)[asked.shape[1] - 1 : -1]
         assert tokens == alone.tolist() and len(tokens) == whole.shape[1] - asked.shape[1]
     other = models.next_tokens(adapted(model), tokenizer, prompts, answers, batch_size=2)
@@ -221,7 +222,7 @@ def test_next_tokens_are_those_of_greedy_answers(family: str, request: pytest.Fi
 def test_generate_takes_text_reports_progress_and_keeps_the_mode(llama: Path) -> None:
     model, tokenizer = load(llama)
     told: list[tuple[int, int]] = []
-    texts = [models.render_prompt(tokenizer, p) for p in PROMPTS]
+    texts = [render_prompt(tokenizer, p) for p in PROMPTS]
     answers = models.generate(
         model.train(), tokenizer, texts, max_new_tokens=4, batch_size=3, progress=lambda *n: told.append(n)
     )
@@ -231,7 +232,7 @@ def test_generate_takes_text_reports_progress_and_keeps_the_mode(llama: Path) ->
 
 
 def first_ids(model: Any, tokenizer: Any, count: int) -> list[int]:
-    ids = tokenizer(models.render_prompt(tokenizer, PROMPTS[0]), return_tensors="pt")
+    ids = tokenizer(render_prompt(tokenizer, PROMPTS[0]), return_tensors="pt")
     start = ids["input_ids"].shape[1]
     out = model.generate(**ids, max_new_tokens=count, do_sample=False, eos_token_id=None, pad_token_id=0)
     return out[0, start:].tolist()
