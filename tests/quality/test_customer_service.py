@@ -33,7 +33,7 @@ def test_format(record: results.Results) -> None:
 
 def test_intent(record: results.Results) -> None:
     intent = record.metrics["intent_accuracy"]
-    assert intent.after >= 0.82  # the committed run: 0.865; another processor's rounding moves a row or two
+    assert intent.after >= 0.85  # the committed run: 0.896
     assert intent.change >= 0.5
     assert intent.ci95[0] > 0
     assert intent.verdict == "improved"
