@@ -88,11 +88,15 @@ def _unquantized(loaded: PreTrainedModel) -> PreTrainedModel:
 
 
 def _repair_tokenizer(tokenizer: PreTrainedTokenizerBase, gguf: Path, max_length: int) -> None:
-    """Restore what transformers does not read from a GGUF: the digit split and the context length."""
+    """Restore what transformers does not read from a GGUF: the digit split, the end token, the context length."""
     from gguf import GGUFReader
 
-    field = GGUFReader(gguf).fields.get("tokenizer.ggml.pre")
-    if field is not None and field.contents() in DIGIT_SPLITTING:
+    fields = GGUFReader(gguf).fields
+    split, end = (
+        field.contents() if (field := fields.get(f"tokenizer.ggml.{name}")) is not None else None
+        for name in ("pre", "eos_token_id")
+    )
+    if split in DIGIT_SPLITTING:
         # Without it two newlines or spaces before a digit become tokens that the model did not see in
         # training: a numbered list cost 259 nats where it now costs 201.
         tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -104,8 +108,9 @@ def _repair_tokenizer(tokenizer: PreTrainedTokenizerBase, gguf: Path, max_length
     tokenizer.model_max_length = max_length
     if tokenizer.chat_template is None:
         raise ValueError(f"{gguf.name} holds no chat template: it is not an instruction-tuned model")
-    if tokenizer.eos_token is None:
+    if end is None:
         raise ValueError(f"{gguf.name} names no end-of-sequence token")
+    tokenizer.eos_token = tokenizer.convert_ids_to_tokens(int(end))  # transformers 5.14 takes the begin token
 
 
 def _agree_on_special_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:

@@ -6,7 +6,7 @@ import importlib.metadata
 import json
 import os
 import platform
-import tempfile
+import uuid
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -185,15 +185,15 @@ def parameters(namespace: Mapping[str, Any]) -> dict[str, JsonValue]:
 
 def write_json(path: Path, value: Mapping[str, Any]) -> Path:
     """Write JSON so that a reader sees the whole file or none of it (temporary file, fsync, rename)."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
+    temporary = path.with_name(f".{path.name}-{uuid.uuid4().hex}")  # not mkstemp: others may read a record
     try:
-        with os.fdopen(handle, "w", encoding="utf-8") as f:
+        with temporary.open("x", encoding="utf-8") as f:
             json.dump(value, f, indent=1, ensure_ascii=False)
             f.flush()
             os.fsync(f.fileno())
         os.replace(temporary, path)
     except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
     return path
 

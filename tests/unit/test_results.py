@@ -84,7 +84,10 @@ def test_read_refuses_what_is_no_record(tmp_path: Path) -> None:
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = results.write_json(tmp_path / "a.json", {"old": 1})
+    path, plain = results.write_json(tmp_path / "a.json", {"old": 1}), tmp_path / "b"
+    plain.touch()
+    assert path.stat().st_mode == plain.stat().st_mode  # readable by whoever may read the folder's other files
+    plain.unlink()
     with pytest.raises(TypeError):
         results.write_json(path, {"new": 1, "not JSON": object()})
 
