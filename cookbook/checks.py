@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from cookbook.chat import Messages, render_prompt
+from cookbook.chat import Messages, render_prompt, token_ids
 
 IGNORED = -100  # the label that carries no loss
 
@@ -69,7 +69,7 @@ def same_template(
     """
     compared = 0
     for number, (row, messages) in enumerate(zip(rows, prompts, strict=True)):
-        asked = tokenizer(render_prompt(tokenizer, messages), add_special_tokens=False)["input_ids"]
+        (asked,) = token_ids(tokenizer, [render_prompt(tokenizer, messages)])
         start = next((i for i, t in enumerate(row["labels"]) if t != IGNORED), len(row["labels"]))
         trained = list(row["input_ids"][:start])
         compared += len(trained)
