@@ -52,6 +52,8 @@ class Ledger:
         self.started_at = datetime.fromtimestamp(self.started, UTC)
         self.idle_bytes = psutil.Process().memory_info().rss  # of Python and its libraries, without a model
         (self.folder / PROGRESS).write_text("", encoding="utf-8")
+        if not gc.get_freeze_count():
+            gc.freeze()  # the libraries: no garbage among them, and to look took half a second after each stage
 
     def note(self, **event: Any) -> None:
         """Add one line to `progress.jsonl`: the stage, or anything else a launcher may show."""
