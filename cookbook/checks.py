@@ -114,6 +114,26 @@ def one_adapter(model: Any) -> tuple[int, int]:
     return trainable, total
 
 
+def all_trained(model: Any) -> int:
+    """Every weight is trained, and held in fp32; returns the number of parameters.
+
+    Under bf16 autocast the fp32 weights are the master copy. A bf16 weight has 8 bits of precision and swallows
+    any update smaller than about 1/256 of itself.
+
+    Raises:
+        CheckError: an adapter, frozen weights, or weights in a shorter type.
+    """
+    from peft import PeftModel
+
+    if isinstance(model, PeftModel):
+        raise CheckError("the model carries an adapter: its base weights would stay as they are")
+    if frozen := [n for n, p in model.named_parameters() if not p.requires_grad]:
+        raise CheckError(f"{len(frozen)} weights are frozen, first {frozen[0]}")
+    if short := [n for n, p in model.named_parameters() if p.dtype != torch.float32]:
+        raise CheckError(f"{len(short)} weights are not fp32, first {short[0]}: load with dtype=torch.float32")
+    return sum(p.numel() for p in model.parameters())
+
+
 def same_loss(trainer: Any, batch: dict[str, torch.Tensor]) -> tuple[float, float]:
     """A trainer's own `compute_loss` gives what its parent class gives on the same batch, within 1 %.
 

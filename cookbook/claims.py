@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from cookbook import memory, results
-from cookbook.evaluation import Score, interval
+from cookbook.evaluation import Score, forgetting, interval
+from cookbook.forgetting import ProbeResult
 
 UNMEASURED = "not measured in this run"
 
@@ -104,3 +105,63 @@ def wrong_template(change: results.Metric, name: str) -> results.Claim:
         evidence=f"{name} {change.before:.3f} with the training template, {change.after:.3f} with plain role names; "
         f"change {change.change:+.3f}, 95 % interval [{change.ci95[0]:+.3f}, {change.ci95[1]:+.3f}], n={change.n}",
     )
+
+
+def full_memory(predicted: int, measured: int, parameters: int) -> results.Claim:
+    """C2 by arithmetic for 70B parameters, and predicted against measured (bytes) for this model's `parameters`."""
+    billions = 70
+    parts = {"bf16 weights": 2, "bf16 gradients": 2, "two fp32 Adam moments": 8}
+    total = billions * sum(parts.values())
+    listed = ", ".join(f"{name} {billions * width} GB" for name, width in parts.items())
+    return results.Claim(
+        claim="full fine-tuning of a 70B model needs 280 GB for gradients and optimizer state",
+        verdict="does not hold here",
+        evidence=f"{listed}: gradients and state are {billions * 10} GB, with the weights {total} GB; fp32 master "
+        f"weights add {billions * 4} GB, before any activation. The same arithmetic for this model's "
+        f"{parameters / 1e6:.0f} M parameters, activations included, predicts {predicted / 1e9:.1f} GB; measured "
+        f"{measured / 1e9:.1f} GB",
+    )
+
+
+def early_stopping(validation: Sequence[tuple[int, float]]) -> results.Claim:
+    """C13 from (step, validation loss) of one run that was allowed to go on."""
+    claim = "more epochs are not better: stop when validation loss rises"
+    if len(validation) < 3:
+        return results.Claim(claim=claim, verdict=UNMEASURED, evidence="too few evaluations")
+    best, last = min(validation, key=lambda point: point[1]), validation[-1]
+    rose = last[1] > best[1] + 0.01
+    how = f"rose to {last[1]:.3f} at step {last[0]}" if rose else f"was still {last[1]:.3f} at step {last[0]}"
+    evidence = f"validation loss {validation[0][1]:.3f} before, lowest {best[1]:.3f} at step {best[0]}; it {how}"
+    return results.Claim(claim=claim, verdict="holds" if rose else "does not hold here", evidence=evidence)
+
+
+def leaky_split(gaps: Mapping[str, tuple[float, float, float]]) -> results.Claim:
+    """C15 from the gap (change, and its interval) of scores on a random split's test rows over new families' rows.
+
+    Of "perplexity" less is better, of every other score more.
+    """
+    claim = "leakage inflates scores"
+    if not gaps:
+        return results.Claim(claim=claim, verdict=UNMEASURED, evidence="there was no random split to compare with")
+    inflated = [high < 0 if name == "perplexity" else low > 0 for name, (_, low, high) in gaps.items()]
+    verdict = "holds" if all(inflated) else "holds in part" if any(inflated) else "does not hold here"
+    parts = [f"{n} {change:+.3f}, 95 % interval [{low:+.3f}, {high:+.3f}]" for n, (change, low, high) in gaps.items()]
+    evidence = f"one model, rows of a random split against rows of families never seen: {'; '.join(parts)}"
+    return results.Claim(claim=claim, verdict=verdict, evidence=evidence)
+
+
+def forgets_less(claim: str, full: ProbeResult, others: Mapping[str, ProbeResult], *, seed: int = 0) -> results.Claim:
+    """C20 and C22 from the forgetting probes of other ways to train, each against full fine-tuning item by item."""
+    if not others:
+        return results.Claim(claim=claim, verdict=UNMEASURED, evidence="the other arms were not trained (ARMS)")
+    found, parts = [], []
+    for name, probe in others.items():
+        changes = forgetting(full, probe, seed=seed)
+        better, worse = ([c.probe for c in changes if c.verdict == v] for v in ("improved", "worse"))
+        found.append(bool(better) and not worse)
+        parts.append(
+            f"{name} keeps more of {', '.join(better) or 'nothing'}, less of {', '.join(worse) or 'nothing'} "
+            f"(prose perplexity {probe.perplexity:.1f} against {full.perplexity:.1f})"
+        )
+    verdict = "holds" if all(found) else "holds in part" if any(found) else "does not hold here"
+    return results.Claim(claim=claim, verdict=verdict, evidence="; ".join(parts))

@@ -1,9 +1,12 @@
-"""Conversions into Hugging Face checkpoints: GGUF to safetensors, and a model cut to its first layers."""
+"""Conversions of assets: GGUF to a checkpoint, a model cut to its first layers, licence texts to JSONL."""
 
 from __future__ import annotations
 
 import importlib
+import json
+import re
 import warnings
+import zipfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -11,6 +14,7 @@ from pathlib import Path
 from unittest import mock
 
 import torch
+import yaml
 from tokenizers import pre_tokenizers
 from transformers import (
     AutoConfig,
@@ -73,6 +77,39 @@ def cut_layers(folder: Path, out: Path, layers: int = 4) -> None:
         model = AutoModelForCausalLM.from_pretrained(folder, config=config, dtype="auto")
         model.save_pretrained(out)
         AutoTokenizer.from_pretrained(folder).save_pretrained(out)
+
+
+def licence_texts(wheel: Path, out: Path, least: int = 200) -> None:
+    """Write the texts of ScanCode's licence database into `texts.jsonl`, with a data card beside it.
+
+    Columns: `key`, `name`, `owner`, `category` (the curators' label), `text` (line breaks inside paragraphs undone).
+    Left out: deprecated entries, placeholders, other languages than English, texts under `least` characters.
+
+    Raises:
+        ValueError: the wheel holds no licence texts.
+    """
+    rows = []
+    with zipfile.ZipFile(wheel) as archive:
+        for member in sorted(archive.namelist()):
+            if not re.fullmatch(r"licensedcode/data/licenses/[^/]+\.LICENSE", member):
+                continue
+            found = re.match(r"---\n(.*?\n)---\s*?(?:\n|$)(.*)", archive.read(member).decode("utf-8"), re.DOTALL)
+            facts = yaml.safe_load(found[1]) if found else {}
+            odd = facts.get("is_deprecated") or facts.get("is_generic") or facts.get("is_unknown")
+            if not found or odd or facts.get("language", "en") != "en" or len(found[2].strip()) < least:
+                continue
+            paragraphs = [" ".join(part.split()) for part in re.split(r"\n\s*\n", found[2])]
+            text = "\n".join(part for part in paragraphs if part)
+            rows.append({k: facts[k] for k in ("key", "name", "owner", "category")} | {"text": text})
+    if not rows:
+        raise ValueError(f"{wheel.name} holds no licence texts")
+    lines = [json.dumps(row, ensure_ascii=False) for row in rows]
+    (out / "texts.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    (out / "README.md").write_text(
+        "# Licence and terms texts\n\n**Licence:** CC-BY-4.0 (the curation; the texts are their owners')\n\n"
+        "From the licence database of the ScanCode toolkit, AboutCode.org, with its curators' categories.\n",
+        encoding="utf-8",
+    )
 
 
 def _unquantized(loaded: PreTrainedModel) -> PreTrainedModel:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -13,7 +13,11 @@ from scipy import stats
 
 from cookbook import metrics, results
 from cookbook.data import Example, Schema
-from cookbook.forgetting import ProbeResult
+from cookbook.forgetting import ProbeResult, token_nll
+from cookbook.fourbit import dense_weights
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 RESAMPLES = 2000
 
@@ -25,6 +29,7 @@ class Score:
     value: float
     rows: np.ndarray
     aggregate: Callable[[np.ndarray], float] | None = field(default=None, repr=False)  # None: the mean
+    higher_is_better: bool = True
 
 
 def score(
@@ -92,7 +97,7 @@ def compare(
     }
 
 
-def _change(before: Score, after: Score, *, seed: int, higher_is_better: bool = True) -> dict[str, Any]:
+def _change(before: Score, after: Score, *, seed: int) -> dict[str, Any]:
     """What every line of a before/after table records."""
     low, high = interval(before, after, seed=seed)
     return {
@@ -101,8 +106,8 @@ def _change(before: Score, after: Score, *, seed: int, higher_is_better: bool = 
         "change": after.value - before.value,
         "ci95": (low, high),
         "n": len(before.rows),
-        "higher_is_better": higher_is_better,
-        "verdict": verdict(low, high, higher_is_better=higher_is_better),
+        "higher_is_better": before.higher_is_better,
+        "verdict": verdict(low, high, higher_is_better=before.higher_is_better),
     }
 
 
@@ -147,11 +152,35 @@ def forgetting(before: ProbeResult, after: ProbeResult, *, seed: int = 0) -> lis
     Items are drawn for the accuracies, whole passages for the perplexity.
     """
     pairs = {name: (_mean(before.scores[name]), _mean(after.scores[name])) for name in before.scores}
-    pairs["perplexity"] = (_perplexity(before), _perplexity(after))
-    return [
-        results.Probe(probe=name, **_change(old, new, seed=seed, higher_is_better=name != "perplexity"))
-        for name, (old, new) in pairs.items()
-    ]
+    pairs["perplexity"] = (_prose(before), _prose(after))
+    return [results.Probe(probe=name, **_change(old, new, seed=seed)) for name, (old, new) in pairs.items()]
+
+
+def perplexity(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    texts: Sequence[str],
+    *,
+    max_length: int = 512,
+    batch_size: int = 8,
+) -> Score:
+    """Perplexity of plain texts, each cut at `max_length` tokens and read on its own; a row is a text."""
+    model.eval()
+    with dense_weights(model):
+        starts = range(0, len(texts), batch_size)
+        nll = [n for i in starts for n in token_nll(model, tokenizer, texts[i : i + batch_size], max_length)]
+    return _perplexity(np.array([n.sum() for n in nll]), np.array([len(n) for n in nll]))
+
+
+def gap(one: Score, other: Score, *, seed: int = 0) -> tuple[float, float, float]:
+    """`one - other` for scores of different rows, and its 95 % interval, both sets of rows drawn again apart."""
+    found = stats.bootstrap(
+        (np.arange(len(one.rows)), np.arange(len(other.rows))),
+        lambda a, b: _value(one, a) - _value(other, b),
+        vectorized=False, paired=False, n_resamples=RESAMPLES, method="percentile", rng=np.random.default_rng(seed),
+    )  # fmt: skip
+    low, high = found.confidence_interval
+    return one.value - other.value, float(low), float(high)
 
 
 @dataclass(frozen=True)
@@ -214,15 +243,20 @@ def _value(one: Score, index: np.ndarray) -> float:
     return float(one.rows[index].mean()) if one.aggregate is None else one.aggregate(index)
 
 
+def _prose(result: ProbeResult) -> Score:
+    sums = np.bincount(result.token_passage, weights=result.token_nll)
+    return _perplexity(sums, np.bincount(result.token_passage))
+
+
 def _mean(rows: np.ndarray) -> Score:
     rows = np.asarray(rows, dtype=float)
     return Score(float(rows.mean()), rows)
 
 
-def _perplexity(result: ProbeResult) -> Score:
-    count = result.token_passage.max() + 1
-    sums = np.bincount(result.token_passage, weights=result.token_nll, minlength=count)
-    tokens = np.bincount(result.token_passage, minlength=count)
-    return Score(
-        result.perplexity, sums / tokens, lambda index: float(np.exp(sums[index].sum() / tokens[index].sum()))
-    )
+def _perplexity(sums: np.ndarray, tokens: np.ndarray) -> Score:
+    """Perplexity of texts from the nats and the tokens of each; a row is a text's mean."""
+
+    def aggregate(index: np.ndarray) -> float:
+        return float(np.exp(sums[index].sum() / tokens[index].sum()))
+
+    return Score(aggregate(np.arange(len(sums))), sums / tokens, aggregate, higher_is_better=False)

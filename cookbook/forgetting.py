@@ -8,7 +8,7 @@ import logging
 import random
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr
 from copy import deepcopy
 from dataclasses import dataclass
@@ -100,7 +100,7 @@ def probe(
         passages = read_prose()[:limit]
         for start in range(0, len(passages), batch_size):
             batch = passages[start : start + batch_size]
-            nll += _passage_nll(model, tokenizer, batch, lm.max_length)
+            nll += token_nll(model, tokenizer, batch, lm.max_length)
     return ProbeResult(
         scores=scores,
         token_nll=np.concatenate(nll),
@@ -134,12 +134,12 @@ def follows(item: dict[str, Any], answers: list[str]) -> dict[str, int]:
 
 
 @torch.no_grad()
-def _passage_nll(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, passages: list[str], max_length: int
+def token_nll(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, passages: Sequence[str], max_length: int
 ) -> list[np.ndarray]:
-    """Negative log-likelihood of each token but the first, one array a passage.
+    """Negative log-likelihood, in nats, of each token but the first, one array a passage.
 
-    Passages are cut at `max_length` tokens.
+    Passages are read as plain text, all in one batch, and cut at `max_length` tokens.
     """
     rows = [torch.tensor(tokenizer(text)["input_ids"][:max_length]) for text in passages]
     ids = pad_sequence(rows, batch_first=True).to(model.device)

@@ -12,8 +12,10 @@ from dataclasses import dataclass, field
 from os.path import commonprefix
 
 import numpy as np
+import pandas as pd
 from datasketch import MinHash, MinHashLSH
-from scipy.sparse import csr_matrix
+from scipy.sparse import coo_matrix, csr_matrix
+from scipy.sparse.csgraph import connected_components
 
 from cookbook.data import DataError, Example, Splits
 
@@ -158,19 +160,34 @@ def cut(
     that a split cannot be filled this way, only copies (equal once normalised) do. `seed` decides.
     """
     texts = _bare([example.text for example in examples])
-    first: dict[str, int] = {}
-    group = copies = [first.setdefault(normalise(text), i) for i, text in enumerate(texts)]
-    for pair in near_duplicates(texts, texts, seed=seed):
-        low, high = sorted((group[pair.train], group[pair.test]))
-        group = [low if g == high else g for g in group] if low != high else group
-    parts, how = _assign(group, sizes, strata, seed), "near-duplicates"
+    parts, how = divide(families(texts, seed=seed), sizes, strata, seed), "near-duplicates"
     if any(len(parts[split]) < size for split, size in sizes.items()):
-        parts, how = _assign(copies, sizes, strata, seed), "only exact copies"
+        copies = pd.factorize(pd.Series(map(normalise, texts)))[0].tolist()
+        parts, how = divide(copies, sizes, strata, seed), "only exact copies"
     chosen = {split: [examples[i] for i in sorted(parts[split])] for split in parts}
     return chosen, f"Cut from the training rows: {', '.join(sizes)} (seed {seed}; {how} stay in one split)."
 
 
-def _assign(groups: list[int], sizes: dict[str, int], strata: Sequence[object], seed: int) -> dict[str, list[int]]:
+def families(texts: Sequence[str], names: Sequence[str] = (), *, threshold: float = 0.6, seed: int = 0) -> list[int]:
+    """The number of each text's family: texts linked by near-duplicates, directly or in a chain, or by equal names.
+
+    Args:
+        names: of each text, what else makes it kin to others, such as its author; empty: nothing.
+    """
+    links = [(pair.train, pair.test) for pair in near_duplicates(texts, texts, threshold=threshold, seed=seed)]
+    for keys in (map(normalise, texts), names):
+        first: dict[str, int] = {}
+        links += [(first.setdefault(key, i), i) for i, key in enumerate(keys)]
+    left, right = zip(*links, strict=True)
+    graph = coo_matrix((np.ones(len(links), bool), (left, right)), shape=(len(texts), len(texts)))
+    return connected_components(graph, directed=False)[1].tolist()
+
+
+def divide(groups: Sequence[int], sizes: dict[str, int], strata: Sequence[object], seed: int) -> dict[str, list[int]]:
+    """Places of the rows of each split: `sizes` filled with whole groups, the rest is "train".
+
+    Every split gets its share of each stratum (the stratum of a group is that of its first row).
+    """
     rng, members, layers = random.Random(seed), defaultdict(list), defaultdict(list)
     for i, name in enumerate(groups):
         members[name].append(i)

@@ -72,7 +72,7 @@ def resolve(model: str) -> str:
     Raises:
         ModelError: a path that does not exist or holds no model.
     """
-    if model in assets.ASSETS:
+    if model in assets.names("model"):
         return str(assets.path(model))
     folder = Path(model).expanduser()
     if folder.is_dir():
@@ -82,7 +82,8 @@ def resolve(model: str) -> str:
     if model.count("/") == 1 and not model.startswith((".", "~", "/")):
         return model
     raise ModelError(
-        f"MODEL {model!r} is no folder here, no bundled model ({', '.join(assets.ASSETS)}) and no Hub id (owner/name)"
+        f"MODEL {model!r} is no folder here, no bundled model ({', '.join(assets.names('model'))}) "
+        "and no Hub id (owner/name)"
     )
 
 
@@ -149,7 +150,7 @@ def fingerprint(model: str) -> str:
 
 def label(model: str) -> str:
     """What to call a model in records: its name, and of a local folder only the last part."""
-    return model if model in assets.ASSETS or not Path(model).expanduser().is_dir() else Path(model).name
+    return model if model in assets.names("model") or not Path(model).expanduser().is_dir() else Path(model).name
 
 
 def context_length(config: Any) -> int:
@@ -269,6 +270,15 @@ def save_adapter(model: Any, tokenizer: PreTrainedTokenizerBase, folder: Path, *
     return folder
 
 
+def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path, *, base: str, card: str) -> Path:
+    """Save all weights (safetensors) in the model's dtype, its tokenizer and a model card; no path stays in it."""
+    model.config._name_or_path = label(base)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    (folder / "README.md").write_text(card, encoding="utf-8")
+    return folder
+
+
 def _stops(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     own = model.generation_config.eos_token_id
     ids = {tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])}
@@ -286,5 +296,6 @@ def _explained(model: str) -> Iterator[None]:
         first = str(error).strip().splitlines()[0]
         raise ModelError(
             f"MODEL {model} cannot be loaded: {first} Give a folder, a bundled model "
-            f"({', '.join(assets.ASSETS)}), or a Hub id while online (HF_TOKEN in the environment if it is gated)"
+            f"({', '.join(assets.names('model'))}), "
+            "or a Hub id while online (HF_TOKEN in the environment if it is gated)"
         ) from error

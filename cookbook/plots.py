@@ -111,3 +111,18 @@ def curve(
         axes.legend(frameon=False)
     plt.close(figure)
     return figure
+
+
+def points(
+    x: Sequence[float], y: Sequence[float], names: Sequence[str], *, title: str, xlabel: str, ylabel: str
+) -> Figure:
+    """One named point each: for example what ways to train gained against what they kept."""
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(figsize=(6, 3.6), layout="constrained")
+        for place, marker, name in zip(zip(x, y, strict=True), "os^vDPX*" * len(names), names, strict=False):
+            axes.plot(*place, marker, markersize=9, label=name)
+            axes.annotate(name, place, xytext=(7, 5), textcoords="offset points")
+        axes.margins(0.2)
+        axes.set(title=title, xlabel=xlabel, ylabel=ylabel)
+    plt.close(figure)
+    return figure

@@ -170,16 +170,16 @@ def _place(value: str, *_: Any) -> str:
 
 def _model(value: str, *_: Any) -> str:
     """An absolute path if it is one; names of assets and Hub ids stay as they are (see `models.resolve`)."""
-    from cookbook.assets import ASSETS
+    from cookbook.assets import names
 
     path = Path(value).expanduser()
-    if not value or value in ASSETS:
+    if not value or value in names("model"):
         return value
     if path.exists():
         if not (path / "config.json").is_file():
             raise RequestError(f"{value}: no config.json there; give a folder written by save_pretrained")
         return _place(value)
-    near = _near(path.name, [p.name for p in path.parent.glob("*")] + [*ASSETS])
+    near = _near(path.name, [p.name for p in path.parent.glob("*")] + names("model"))
     if HUB_ID.fullmatch(value) and not value.startswith(".") and not near:
         return value
     raise RequestError(f"{value}: no such folder, no bundled model and no Hub id (owner/name){near}")

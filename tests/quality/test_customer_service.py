@@ -2,29 +2,18 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Callable
 
 import pytest
 
-from cookbook import batch, results
+from cookbook import results
 
 pytestmark = [pytest.mark.quality, pytest.mark.model]
 
 
 @pytest.fixture(scope="module")
-def record(tmp_path_factory: pytest.TempPathFactory) -> results.Results:
-    folder = Path(tmp_path_factory.mktemp("customer_service"))
-    notebook = batch.find("01")
-    status = batch.run_one(
-        notebook, folder, batch.check_parameters(notebook, {"PROFILE": "cpu"}), timeout=3000, progress=_tell
-    )
-    assert status.status == "ok", status.error
-    return results.read(folder)
-
-
-def _tell(event: dict) -> None:
-    if event.get("event") == "end":
-        print(f"  {event['stage']}: {event['seconds']:.0f} s", flush=True)
+def record(run_at_cpu: Callable[..., results.Results]) -> results.Results:
+    return run_at_cpu("01")
 
 
 def test_format(record: results.Results) -> None:

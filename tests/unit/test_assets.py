@@ -178,6 +178,19 @@ def test_wrong_hash(toy: Path, tmp_path: Path) -> None:
     assert_clean(toy)
 
 
+def test_the_wheel_itself(
+    toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, use_converter: Callable
+) -> None:
+    wheel = next(tmp_path.rglob("toy_weights-1.0-*.whl"))
+    whole = {"file": "", "sha256": hashlib.sha256(wheel.read_bytes()).hexdigest(), "kind": "corpus"}
+    monkeypatch.setitem(assets.ASSETS, "toy", Asset(**TOY | whole))
+    made = assets.path("toy") / "model.bin"
+    assert zipfile.is_zipfile(made) and "toy" in assets.names("corpus") and "toy" not in assets.names("model")
+    monkeypatch.setitem(assets.ASSETS, "toy", Asset(**TOY | whole | {"sha256": "0" * 64}))
+    with pytest.raises(AssetError, match="toy_weights-1.0-py3-none-any.whl is not the file"):
+        assets.path("toy")
+
+
 def test_file_not_in_wheel(toy: Path, tmp_path: Path) -> None:
     write_wheel(tmp_path / "wheels", member="toy_weights/renamed.bin")
     with pytest.raises(AssetError, match=r"holds no toy_weights/toy\.bin"):
@@ -435,7 +448,7 @@ def test_waiting_process_takes_over_from_a_killed_one(toy: Path, tmp_path: Path)
 
 def test_table_is_consistent() -> None:
     for name, asset in assets.ASSETS.items():
-        assert asset.name == name and asset.licence and asset.source
+        assert asset.name == name and asset.licence and asset.source and asset.kind in ("model", "corpus")
         if asset.parent:
             assert asset.parent in assets.ASSETS and not asset.package
         else:
@@ -446,7 +459,8 @@ def test_table_is_consistent() -> None:
 @pytest.mark.parametrize("name", sorted(assets.ASSETS))
 def test_real_assets_are_whole(name: str) -> None:
     folder = assets.path(name, verify=True)
-    assert (folder / "model.safetensors").stat().st_size > 1e8
+    if assets.ASSETS[name].kind == "model":
+        assert (folder / "model.safetensors").stat().st_size > 1e8
     before = time.perf_counter()
     assets.path(name)
     assert time.perf_counter() - before < 0.5

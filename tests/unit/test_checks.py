@@ -329,3 +329,22 @@ def test_gradients_are_right_within_and_after_dense_weights(llama: Path) -> None
     model.train()
     assert torch.equal(gradient(), right)
     assert torch.nn.functional.cosine_similarity(within, right, dim=0) > 0.99999
+
+
+# --- full fine-tuning ---------------------------------------------------------------------------------
+
+
+def test_all_trained_in_fp32(llama: Path) -> None:
+    model, _ = models.load(str(llama), dtype=torch.float32)
+    assert checks.all_trained(model) == sum(p.numel() for p in model.parameters())
+    model.get_input_embeddings().requires_grad_(False)
+    with pytest.raises(CheckError, match="1 weights are frozen, first model.embed_tokens"):
+        checks.all_trained(model)
+
+
+def test_short_weights_are_no_master_weights(llama: Path) -> None:
+    model, _ = models.load(str(llama), dtype=torch.bfloat16)
+    with pytest.raises(CheckError, match=r"not fp32.*dtype=torch.float32"):
+        checks.all_trained(model)
+    with pytest.raises(CheckError, match="adapter"):
+        checks.all_trained(get_peft_model(model, LoraConfig(target_modules="all-linear", task_type="CAUSAL_LM")))

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from transformers import BitsAndBytesConfig
 
 from cookbook import claims, evaluation, models, results
+from cookbook.forgetting import ProbeResult
 
 
 def change(before: float, after: float, low: float, high: float) -> results.Metric:
@@ -88,3 +90,45 @@ def test_wrong_template() -> None:
     found = claims.wrong_template(change(0.9, 0.88, -0.1, 0.05), "intent_accuracy")
     assert found.verdict == "does not hold here" and "[-0.100, +0.050], n=96" in found.evidence
     assert claims.wrong_template(change(0.5, 0.9, 0.3, 0.5), "x").verdict == "does not hold here"
+
+
+def test_full_memory_counts_what_the_sentence_forgets() -> None:
+    found = claims.full_memory(4_300_000_000, 4_100_000_000, 135_000_000)
+    assert found.verdict == "does not hold here"
+    assert "state are 700 GB" in found.evidence and "840 GB" in found.evidence
+    assert "predicts 4.3 GB; measured 4.1 GB" in found.evidence
+
+
+@pytest.mark.parametrize(
+    ("losses", "verdict"),
+    [([3.0, 2.0, 2.4], "holds"), ([3.0, 2.0, 1.9], "does not hold here"), ([3.0, 2.0], claims.UNMEASURED)],
+)
+def test_early_stopping(losses: list[float], verdict: str) -> None:
+    assert claims.early_stopping(list(enumerate(losses))).verdict == verdict
+
+
+@pytest.mark.parametrize(
+    ("accuracy", "perplexity", "verdict"),
+    [
+        ((0.2, 0.1, 0.3), (-2.0, -3.0, -1.0), "holds"),
+        ((0.2, 0.1, 0.3), (-2.0, -3.0, 1.0), "holds in part"),
+        ((0.1, -0.1, 0.3), (2.0, 1.0, 3.0), "does not hold here"),
+    ],
+)
+def test_leaky_split(accuracy: tuple, perplexity: tuple, verdict: str) -> None:
+    assert claims.leaky_split({"accuracy": accuracy, "perplexity": perplexity}).verdict == verdict
+    assert claims.leaky_split({}).verdict == claims.UNMEASURED
+
+
+def probe(knowledge: float, nats: float) -> ProbeResult:
+    scores = {"knowledge": (np.arange(60) < 60 * knowledge).astype(float)}
+    return ProbeResult(scores, np.full(100, nats) + 0.01 * np.arange(100) % 0.05, np.repeat(np.arange(10), 10))
+
+
+def test_forgets_less() -> None:
+    full, kept, lost = probe(0.3, 4.0), probe(0.9, 3.0), probe(0.1, 5.0)
+    assert claims.forgets_less("x", full, {"lora": kept}).verdict == "holds"
+    assert claims.forgets_less("x", full, {"frozen": kept, "gradual": lost}).verdict == "holds in part"
+    assert claims.forgets_less("x", full, {"lora": lost}).verdict == "does not hold here"
+    assert claims.forgets_less("x", full, {"lora": full}).verdict == "does not hold here"
+    assert claims.forgets_less("x", full, {}).verdict == claims.UNMEASURED

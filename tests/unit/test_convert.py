@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -279,3 +280,41 @@ def test_real_smoke_model_is_a_prefix() -> None:
     assert len(smoke.model.layers) == 4
     assert all(torch.equal(w, whole.state_dict()[name]) for name, w in smoke.state_dict().items())
     assert AutoTokenizer.from_pretrained(folder).eos_token == "<|im_end|>"
+
+
+# --- licence texts ------------------------------------------------------------------------------------
+
+
+def licence(key: str, text: str, **more: str) -> str:
+    facts = {"key": key, "name": key.upper(), "owner": "Nobody", "category": "Permissive", **more}
+    return "---\n" + "".join(f"{k}: {v}\n" for k, v in facts.items()) + f"---\n\n{text}\n"
+
+
+def test_licence_texts(tmp_path: Path) -> None:
+    text = "Use it as you like,\nwhoever you are.\n\nKeep this notice.\n" * 10
+    entries = {
+        "a": licence("a", text),
+        "b": licence("b", text, category="Copyleft"),
+        "old": licence("old", text, is_deprecated="yes"),
+        "any": licence("any", text, is_generic="yes"),
+        "de": licence("de", text, language="de"),
+        "short": licence("short", "Keep this notice."),
+    }
+    wheel = tmp_path / "texts.whl"
+    with zipfile.ZipFile(wheel, "w") as archive:
+        for key, entry in entries.items():
+            archive.writestr(f"licensedcode/data/licenses/{key}.LICENSE", entry)
+        archive.writestr("licensedcode/data/rules/x.RULE", "not a licence")
+    convert.licence_texts(wheel, tmp_path)
+    rows = [json.loads(line) for line in (tmp_path / "texts.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert [(r["key"], r["category"]) for r in rows] == [("a", "Permissive"), ("b", "Copyleft")]
+    assert rows[0]["text"].startswith("Use it as you like, whoever you are.\nKeep this notice.")
+    assert set(rows[0]) == {"key", "name", "owner", "category", "text"}
+    assert "CC-BY-4.0" in (tmp_path / "README.md").read_text(encoding="utf-8")
+
+
+def test_a_wheel_without_licence_texts(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "empty.whl", "w") as archive:
+        archive.writestr("x", "y")
+    with pytest.raises(ValueError, match="no licence texts"):
+        convert.licence_texts(tmp_path / "empty.whl", tmp_path)

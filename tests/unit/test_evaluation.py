@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from pydantic import ValidationError
 
-from cookbook import evaluation, metrics
+from cookbook import evaluation, metrics, models
 from cookbook.data import Example, Schema
 from cookbook.evaluation import Score
 from cookbook.forgetting import ProbeResult
@@ -229,7 +231,7 @@ def test_forgetting_names_what_got_worse_and_what_did_not() -> None:
 
 def test_passages_weigh_by_their_tokens() -> None:
     result = ProbeResult({}, np.array([1.0, 1, 1, 4]), np.array([0, 0, 0, 1]))
-    score = evaluation._perplexity(result)
+    score = evaluation._prose(result)
     assert score.value == score.aggregate(np.array([0, 1])) == pytest.approx(np.exp(7 / 4))
     assert score.rows.tolist() == [1, 4] and score.aggregate(np.array([0, 0])) == pytest.approx(np.e)
 
@@ -256,3 +258,30 @@ def test_share_correct() -> None:
     share: Callable[..., float] = evaluation.share_correct
     expected, given = ["a", "a", "b", "c"], ["a", "b", "b", "a"]
     assert [share(expected, given, label) for label in (None, "a", "b", "c", "d")] == [0.5, 0.5, 1, 0, 0]
+
+
+# --- perplexity, and scores of different rows ---------------------------------------------------------
+
+
+def test_perplexity_of_texts(llama: Path) -> None:
+    model, tokenizer = models.load(str(llama), dtype=torch.float32)
+    texts = ["My parcel is late.", "The mug arrived broken, please send another one."]
+    found = evaluation.perplexity(model, tokenizer, texts, batch_size=1)
+    for text, row in zip(texts, found.rows, strict=True):
+        ids = torch.tensor([tokenizer(text)["input_ids"]])
+        with torch.no_grad():
+            assert row == pytest.approx(model(input_ids=ids, labels=ids).loss.item(), rel=1e-4)
+    assert found.value == pytest.approx(evaluation.perplexity(model, tokenizer, texts).value, rel=1e-4)
+    assert not found.higher_is_better
+    worse = evaluation.Score(found.value * 2, found.rows + np.log(2), lambda i: found.aggregate(i) * 2, False)
+    assert evaluation.compare({"perplexity": found}, {"perplexity": worse})["perplexity"].verdict == "worse"
+    assert evaluation.compare({"perplexity": worse}, {"perplexity": found})["perplexity"].verdict == "improved"
+
+
+def test_gap_between_different_rows() -> None:
+    low, high = (evaluation._mean(zeros_and_ones(share, n, 3)) for share, n in ((0.3, 60), (0.8, 90)))
+    change, least, most = evaluation.gap(high, low)
+    assert change == pytest.approx(high.value - low.value) and 0 < least < change < most
+    same = evaluation.gap(low, evaluation._mean(zeros_and_ones(0.3, 80, 5)))
+    assert same[1] < 0 < same[2]
+    assert evaluation.gap(high, low) == (change, least, most), "the seed fixes it"

@@ -128,3 +128,37 @@ def test_a_sample_sized_gate_takes_about_a_second():
     start = time.perf_counter()
     gate(splits(random_texts(600, 1), random_texts(48, 2), random_texts(96, 3)))
     assert time.perf_counter() - start < 5  # about one on an idle machine
+
+
+# --- families -----------------------------------------------------------------------------------------
+
+TERMS = (
+    "You may copy and change this program and pass it on, provided that the notice above stays in every copy of it"
+)
+
+
+def test_families_are_chains_of_near_duplicates_and_equal_names() -> None:
+    words = TERMS.split()
+    chain = [" ".join(words[i : i + 16]) for i in (0, 2, 4, 6)]  # each like its neighbour, the ends are not alike
+    texts = [
+        *chain,
+        "A text about gardens, ponds and the birds of early spring",
+        "Quite another one: bread, salt, butter",
+    ]
+    found = leakage.families(texts, threshold=0.6)
+    assert len(set(found[:4])) == 1 and len(set(found)) == 3
+    assert not [p for p in leakage.near_duplicates(texts[:1], texts[3:4]) if p.similarity >= 0.6]
+    named = leakage.families(texts, ["a", "b", "c", "d", "same", "same"], threshold=0.6)
+    assert named[4] == named[5] != named[0]
+
+
+def test_whole_families_go_to_one_side() -> None:
+    groups = [0] * 5 + [1] * 5 + [*range(2, 42)]
+    strata = ["x"] * 25 + ["y"] * 25
+    parts = leakage.divide(groups, {"test": 12, "validation": 5}, strata, seed=1)
+    assert sorted(i for rows in parts.values() for i in rows) == list(range(50))
+    assert len(parts["test"]) == 12 and len(parts["validation"]) == 5
+    for group in (0, 1):
+        homes = [s for s, rows in parts.items() if {i for i, g in enumerate(groups) if g == group} & set(rows)]
+        assert len(homes) == 1
+    assert parts == leakage.divide(groups, {"test": 12, "validation": 5}, strata, seed=1)
