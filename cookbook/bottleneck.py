@@ -1,4 +1,4 @@
-"""Bottleneck adapters (Houlsby et al. 2019, Pfeiffer et al. 2021), which PEFT lacks: one after each feed-forward part."""
+"""Bottleneck adapters (Houlsby et al. 2019, Pfeiffer et al. 2021), which PEFT lacks: after each feed-forward part."""
 
 from __future__ import annotations
 

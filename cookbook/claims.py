@@ -165,3 +165,39 @@ def forgets_less(claim: str, full: ProbeResult, others: Mapping[str, ProbeResult
         )
     verdict = "holds" if all(found) else "holds in part" if any(found) else "does not hold here"
     return results.Claim(claim=claim, verdict=verdict, evidence="; ".join(parts))
+
+
+def weaker_method(scores: Mapping[str, Score], weaker: str, stronger: str, *, seed: int = 0) -> results.Claim:
+    """C6 from the scores of two methods on the same rows."""
+    claim = f"{weaker} adapters are slightly weaker than {stronger} on hard tasks"
+    if not {weaker, stronger} <= set(scores):
+        return results.Claim(claim=claim, verdict=UNMEASURED, evidence="only one of them was trained (COMPARE)")
+    low, high = interval(scores[stronger], scores[weaker], seed=seed)
+    verdict = "holds" if high < 0 else "does not hold here"
+    change = scores[weaker].value - scores[stronger].value
+    evidence = (
+        f"{weaker} {scores[weaker].value:.3f}, {stronger} {scores[stronger].value:.3f}: {change:+.3f}, 95 % interval "
+        f"[{low:+.3f}, {high:+.3f}], n={len(scores[weaker].rows)}"
+    )
+    return results.Claim(claim=claim, verdict=verdict, evidence=evidence)
+
+
+def many_adapters(
+    *,
+    same_answers: float,
+    bit_for_bit: bool,
+    milliseconds: float,
+    department_bytes: float,
+    model_bytes: float,
+    departments: int,
+) -> results.Claim:
+    """C33 from what serving many adapters on one base did here."""
+    kept = [same_answers == 1, bit_for_bit, milliseconds < 100]
+    return results.Claim(
+        claim="one base, many adapters: easy switching, simple deployment",
+        verdict="holds" if all(kept) else "holds in part" if any(kept) else "does not hold here",
+        evidence=f"switching takes {milliseconds:.2f} ms; {same_answers:.0%} of a mixed batch's answers are given "
+        f"one by one, too; the base comes back bit for bit: {'yes' if bit_for_bit else 'no'}; {departments} departments "
+        f"take {(model_bytes + departments * department_bytes) / 1e6:.0f} MB, as whole models "
+        f"{departments * model_bytes / 1e6:.0f} MB",
+    )

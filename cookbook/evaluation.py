@@ -81,6 +81,12 @@ def headline(scores: Mapping[str, Score], schema: Schema) -> str:
     return next(name for name in scores if name in own)
 
 
+def mean(rows: Sequence[float] | np.ndarray) -> Score:
+    """The score whose value is the mean of its rows, such as a share of right answers."""
+    rows = np.asarray(rows, dtype=float)
+    return Score(float(rows.mean()), rows)
+
+
 def compare(
     before: Mapping[str, Score],
     after: Mapping[str, Score],
@@ -151,7 +157,7 @@ def forgetting(before: ProbeResult, after: ProbeResult, *, seed: int = 0) -> lis
 
     Items are drawn for the accuracies, whole passages for the perplexity.
     """
-    pairs = {name: (_mean(before.scores[name]), _mean(after.scores[name])) for name in before.scores}
+    pairs = {name: (mean(before.scores[name]), mean(after.scores[name])) for name in before.scores}
     pairs["perplexity"] = (_prose(before), _prose(after))
     return [results.Probe(probe=name, **_change(old, new, seed=seed)) for name, (old, new) in pairs.items()]
 
@@ -246,11 +252,6 @@ def _value(one: Score, index: np.ndarray) -> float:
 def _prose(result: ProbeResult) -> Score:
     sums = np.bincount(result.token_passage, weights=result.token_nll)
     return _perplexity(sums, np.bincount(result.token_passage))
-
-
-def _mean(rows: np.ndarray) -> Score:
-    rows = np.asarray(rows, dtype=float)
-    return Score(float(rows.mean()), rows)
 
 
 def _perplexity(sums: np.ndarray, tokens: np.ndarray) -> Score:

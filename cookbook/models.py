@@ -182,12 +182,14 @@ def generate(
     max_new_tokens: int = 160,
     batch_size: int = 48,
     progress: Callable[[int, int], None] | None = None,
+    more: Callable[[list[int]], dict[str, Any]] | None = None,
 ) -> list[str]:
     """Greedy answers to chat prompts (or to ready text), in the order given.
 
     Prompts are sorted by length and padded on the left, so that a batch wastes little; a batch ends when each
     of its answers has ended. What all prompts begin with, such as worked examples, is read once. Prompts that
-    leave no room in the model's context are cut at the start.
+    leave no room in the model's context are cut at the start. `more` gives further arguments of the model's own
+    `generate` for the rows of a batch (their places in `prompts`): `adapter_names`, for instance.
     """
     texts = [p if isinstance(p, str) else render_prompt(tokenizer, p) for p in prompts]
     ids = token_ids(tokenizer, texts)
@@ -199,7 +201,7 @@ def generate(
     answers, training = [""] * len(ids), model.training
     model.eval()
     with dense_weights(model), head_reads(model, torch.Tensor.contiguous):
-        prefix = batching.shared_prefix(model, ids)
+        prefix = [] if more else batching.shared_prefix(model, ids)
         read = batching.read_prefix(model, prefix) if prefix else None
         done = 0
         for rows in batching.batches(order, [len(i) + max_new_tokens for i in ids], batch_size):
@@ -220,6 +222,7 @@ def generate(
                 eos_token_id=_stops(model, tokenizer),
                 pad_token_id=tokenizer.pad_token_id,
                 use_cache=True,
+                **(more(rows) if more else {}),
             )
             for i, row in zip(rows, out[:, asked.shape[1] :], strict=True):
                 answers[i] = tokenizer.decode(row, skip_special_tokens=True).strip()

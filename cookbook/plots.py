@@ -126,3 +126,19 @@ def points(
         axes.set(title=title, xlabel=xlabel, ylabel=ylabel)
     plt.close(figure)
     return figure
+
+
+def matrix(
+    values: np.ndarray, rows: Sequence[str], columns: Sequence[str], *, title: str, xlabel: str, ylabel: str
+) -> Figure:
+    """A table of shares (0 to 1) in colour, with the numbers in it: for example each adapter on each test set."""
+    with plt.rc_context(STYLE | {"axes.grid": False}):
+        figure, axes = plt.subplots(figsize=(1.1 * len(columns) + 2.4, 0.55 * len(rows) + 1.4), layout="constrained")
+        axes.imshow(values, cmap="Blues", vmin=0, vmax=1, aspect="auto")
+        axes.set_xticks(range(len(columns)), columns)
+        axes.set_yticks(range(len(rows)), rows)
+        axes.set(title=title, xlabel=xlabel, ylabel=ylabel)
+        for (i, j), value in np.ndenumerate(values):
+            axes.text(j, i, f"{value:.2f}", ha="center", va="center", color="white" if value > 0.5 else "black")
+    plt.close(figure)
+    return figure

@@ -201,8 +201,19 @@ def _data(value: str, every: Mapping[str, Any], notebook: Path) -> str:
         samples = [folder for folder in (ROOT / "data_samples").glob("*") if folder.is_dir()]
         own = [f for f in samples if f.name in notebook.stem] or [f for f in samples if f.name in text]
         column = every.get("INPUT_COLUMN") or ""
-        data.load(value, input_column=column, target_columns=columns, fallback=next(iter(own), None))
+        fallback = next(iter(own), None)
+        for part in _parts(path):
+            data.load(part, input_column=column, target_columns=columns, fallback=fallback)
     return _place(value)
+
+
+def _parts(path: Path) -> list[Path]:
+    """The folders in a folder that holds nothing else, each a data set of its own; else the path itself."""
+    from cookbook import data
+
+    inside = sorted(path.iterdir()) if path.is_dir() else []
+    folders = [p for p in inside if p.is_dir()]
+    return [path] if not folders or any(p.suffix.lower() in data.SUFFIXES for p in inside) else folders
 
 
 def _near(word: str, options: Iterable[str]) -> str:

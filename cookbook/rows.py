@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from cookbook.tables import DataError, Table, near, type_name
@@ -17,12 +17,13 @@ ROLES = ("system", "user", "assistant")
 
 @dataclass(frozen=True)
 class Example:
-    """One row: chat messages up to the answer, the answer, its columns if it is JSON, and "file:line"."""
+    """One row: messages up to the answer, the answer, its columns if it is JSON, "file:line", further columns."""
 
     prompt: list[dict[str, str]]
     completion: str
     target: dict[str, Any] | None
     source: str
+    extra: dict[str, Any] = field(default_factory=dict)
 
     @property
     def text(self) -> str:
@@ -157,6 +158,7 @@ def examples_of(table: Table, layout: Layout) -> list[Example]:
         except ValueError:
             target = None
         target = target if isinstance(target, dict) and target else None
-        examples.append(Example(prompt, completion, target, f"{table.name}:{line}"))
+        more = {column: row[column] for column in extra}
+        examples.append(Example(prompt, completion, target, f"{table.name}:{line}", more))
     table.stop()
     return examples

@@ -47,7 +47,7 @@ class TestSmoke:
         assert record.recipe == path.stem
         assert record.profile == "smoke"
         assert json.loads((folder / "status.json").read_text())["status"] == "ok"
-        assert list((folder / "model").glob("*.safetensors"))
+        assert list((folder / "model").rglob("*.safetensors"))
         assert (folder / "model" / "README.md").read_text().startswith("# ")
         assert record.resources.tokens > 0
         assert record.resources.peak_memory_bytes.measured > 0

@@ -279,9 +279,9 @@ def test_perplexity_of_texts(llama: Path) -> None:
 
 
 def test_gap_between_different_rows() -> None:
-    low, high = (evaluation._mean(zeros_and_ones(share, n, 3)) for share, n in ((0.3, 60), (0.8, 90)))
+    low, high = (evaluation.mean(zeros_and_ones(share, n, 3)) for share, n in ((0.3, 60), (0.8, 90)))
     change, least, most = evaluation.gap(high, low)
     assert change == pytest.approx(high.value - low.value) and 0 < least < change < most
-    same = evaluation.gap(low, evaluation._mean(zeros_and_ones(0.3, 80, 5)))
+    same = evaluation.gap(low, evaluation.mean(zeros_and_ones(0.3, 80, 5)))
     assert same[1] < 0 < same[2]
     assert evaluation.gap(high, low) == (change, least, most), "the seed fixes it"
