@@ -197,7 +197,7 @@ def many_adapters(
         claim="one base, many adapters: easy switching, simple deployment",
         verdict="holds" if all(kept) else "holds in part" if any(kept) else "does not hold here",
         evidence=f"switching takes {milliseconds:.2f} ms; {same_answers:.0%} of a mixed batch's answers are given "
-        f"one by one, too; the base comes back bit for bit: {'yes' if bit_for_bit else 'no'}; {departments} departments "
+        f"one by one, too; the base comes back bit for bit: {bit_for_bit}; {departments} departments "
         f"take {(model_bytes + departments * department_bytes) / 1e6:.0f} MB, as whole models "
         f"{departments * model_bytes / 1e6:.0f} MB",
     )

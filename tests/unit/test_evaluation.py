@@ -222,7 +222,7 @@ def test_forgetting_names_what_got_worse_and_what_did_not() -> None:
     assert found["knowledge"].n == 64 and found["knowledge"].higher_is_better
     perplexity = found["perplexity"]
     assert not perplexity.higher_is_better and perplexity.n == 5, "passages are drawn, not tokens"
-    assert perplexity.before == before.perplexity == pytest.approx(np.exp(before.token_nll.mean()))
+    assert perplexity.before == pytest.approx(before.perplexity) == pytest.approx(np.exp(before.token_nll.mean()))
     assert perplexity.ci95[0] < perplexity.change < perplexity.ci95[1]
     assert {p.probe: p.verdict for p in evaluation.forgetting(after, before)}["perplexity"] == "improved"
     table = evaluation.forgetting_table(list(found.values()))
