@@ -1,0 +1,69 @@
+"""The sample data keep what their cards say: counts, forms, licence, and no near-duplicates between splits."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from cookbook import leakage
+from cookbook.tables import licence_of
+
+SAMPLES = Path(__file__).resolve().parents[2] / "data_samples"
+FOLDERS = sorted(file.parent for file in SAMPLES.rglob("train.jsonl"))
+SPLITS = ("train", "validation", "test")
+DEPARTMENTS = {
+    "hr": r"Hi [^,\n]+, .+\nForm HR-\d\d, ask the \w+ desk\.",
+    "it": r"\[P[123]\] queue: \w+\nDo: .+",
+    "finance": r"Account \d{4} \| Approver: [a-z ]+\n(?:Please|Kindly) .+",
+}
+FORBIDDEN = (
+    r"\b(guarantee|promise|immediately|instantly|right away|today|tomorrow|compensation|definitely|free gift)\b"
+)
+
+
+def read(folder: Path) -> dict[str, pd.DataFrame]:
+    return {split: pd.read_json(folder / f"{split}.jsonl", lines=True) for split in SPLITS}
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda f: f.relative_to(SAMPLES).as_posix())
+def test_no_row_resembles_one_of_another_split(folder: Path) -> None:
+    asked = {split: table.iloc[:, 0].tolist() for split, table in read(folder).items()}
+    for one, other in (("train", "test"), ("validation", "test"), ("train", "validation")):
+        assert not leakage.near_duplicates(asked[one], asked[other]), (one, other)
+
+
+@pytest.mark.parametrize("card", sorted(SAMPLES.glob("*/README.md")), ids=lambda c: c.parent.name)
+def test_card_names_licence_and_weaknesses(card: Path) -> None:
+    assert licence_of(card.parent) == "Apache-2.0"
+    text = card.read_text(encoding="utf-8")
+    assert {"## Balance", "## Known weaknesses"} <= set(re.findall(r"^## .+$", text, re.MULTILINE))
+
+
+@pytest.mark.parametrize("name", DEPARTMENTS)
+def test_departments(name: str) -> None:
+    tables = read(SAMPLES / "departments" / name)
+    assert [len(tables[split]) for split in SPLITS] == [130, 20, 40]
+    for table in tables.values():
+        assert table.topic.nunique() == 10 and table.topic.value_counts().nunique() == 1
+        assert all(re.fullmatch(DEPARTMENTS[name], answer) for answer in table.completion)
+        assert all(fact in answer for fact, answer in zip(table.fact, table.completion, strict=True))
+    heads = {
+        split: set(table.completion.str.split("\n").str[0 if name != "hr" else 1]) for split, table in tables.items()
+    }
+    assert heads["test"] <= heads["train"], "every form that is asked for is in training"
+
+
+def test_brand_voice() -> None:
+    tables = read(SAMPLES / "brand_voice")
+    assert [len(tables[split]) for split in SPLITS] == [260, 28, 80]
+    for table in tables.values():
+        assert set(table) == {"prompt", "chosen", "rejected", "kind", "fault"}
+        assert set(table.kind) == {"ordinary", "decline", "harmless"}
+        assert set(table.fault) == {"over_promise", "rude", "leak", "needless_refusal", "padded", "complies"}
+        assert set(table[table.fault == "complies"].kind) == {"decline"}
+        assert not [c for c in table.chosen if re.search(FORBIDDEN, c, re.IGNORECASE) or not c.startswith("Hi ")]
+        lengths = {column: table[column].str.split().str.len().mean() for column in ("chosen", "rejected")}
+        assert abs(lengths["rejected"] / lengths["chosen"] - 1) < 0.15, "length must not give it away"
