@@ -68,8 +68,8 @@ def same_template(
         CheckError: at the first token that differs, with both texts around it.
     """
     compared = 0
-    for number, (row, messages) in enumerate(zip(rows, prompts, strict=True)):
-        (asked,) = token_ids(tokenizer, [render_prompt(tokenizer, messages)])
+    inference = token_ids(tokenizer, [render_prompt(tokenizer, messages) for messages in prompts])
+    for number, (row, asked) in enumerate(zip(rows, inference, strict=True)):
         start = next((i for i, t in enumerate(row["labels"]) if t != IGNORED), len(row["labels"]))
         trained = list(row["input_ids"][:start])
         compared += len(trained)

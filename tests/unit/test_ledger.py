@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import mmap
 import time
+import weakref
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -14,6 +16,12 @@ import pytest
 
 from cookbook import ledger
 from cookbook.ledger import Ledger
+
+
+class Node:
+    """Something that can refer to itself."""
+
+    itself: Node
 
 
 def events(folder: Path) -> list[dict]:
@@ -104,3 +112,17 @@ def test_a_run_without_training_costs_nothing_and_divides_by_nothing(book: Ledge
     found = book.resources(trainable=0, total=1, artifact=tmp_path / "nothing")
     assert found.tokens_per_second == found.cost.amount == found.artifact_bytes == 0
     assert found.seconds.total > 0, "counted from the start of the process, imports included"
+
+
+def test_libraries_are_frozen_once_and_later_garbage_is_still_collected(tmp_path: Path) -> None:
+    book = Ledger(tmp_path)
+    frozen = gc.get_freeze_count()
+    assert frozen
+    node = Node()
+    node.itself, dropped = node, weakref.ref(node)
+    del node
+    Ledger(tmp_path)
+    assert gc.get_freeze_count() == frozen, "a second ledger in one kernel freezes nothing that may become garbage"
+    with book.stage("anything"):
+        pass
+    assert dropped() is None

@@ -8,12 +8,11 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from cookbook import leakage
-from cookbook.tables import licence_of
+from cookbook import data, leakage
+from cookbook.tables import SPLITS, licence_of
 
 SAMPLES = Path(__file__).resolve().parents[2] / "data_samples"
 FOLDERS = sorted(file.parent for file in SAMPLES.rglob("train.jsonl"))
-SPLITS = ("train", "validation", "test")
 DEPARTMENTS = {
     "hr": r"Hi [^,\n]+, .+\nForm HR-\d\d, ask the \w+ desk\.",
     "it": r"\[P[123]\] queue: \w+\nDo: .+",
@@ -30,9 +29,7 @@ def read(folder: Path) -> dict[str, pd.DataFrame]:
 
 @pytest.mark.parametrize("folder", FOLDERS, ids=lambda f: f.relative_to(SAMPLES).as_posix())
 def test_no_row_resembles_one_of_another_split(folder: Path) -> None:
-    asked = {split: table.iloc[:, 0].tolist() for split, table in read(folder).items()}
-    for one, other in (("train", "test"), ("validation", "test"), ("train", "validation")):
-        assert not leakage.near_duplicates(asked[one], asked[other]), (one, other)
+    assert not any(leakage.gate(data.load(folder)).pairs.values())
 
 
 @pytest.mark.parametrize("card", sorted(SAMPLES.glob("*/README.md")), ids=lambda c: c.parent.name)
@@ -50,9 +47,8 @@ def test_departments(name: str) -> None:
         assert table.topic.nunique() == 10 and table.topic.value_counts().nunique() == 1
         assert all(re.fullmatch(DEPARTMENTS[name], answer) for answer in table.completion)
         assert all(fact in answer for fact, answer in zip(table.fact, table.completion, strict=True))
-    heads = {
-        split: set(table.completion.str.split("\n").str[0 if name != "hr" else 1]) for split, table in tables.items()
-    }
+    line = 1 if name == "hr" else 0  # where the form stands
+    heads = {split: set(table.completion.str.split("\n").str[line]) for split, table in tables.items()}
     assert heads["test"] <= heads["train"], "every form that is asked for is in training"
 
 
