@@ -86,5 +86,5 @@ def test_own_departments_on_gpt2_with_bottleneck_adapters(tmp_path: Path) -> Non
     assert list(record.metrics) == ["right", "press-office_right", "sales_right"]
     assert record.data.test == 2 * 8
     assert set(record.details["matrix"]) == {"bottleneck", "lora"}
-    assert record.details["bit_for_bit"] and record.details["mixed_batch_same"] == 1
+    assert record.details["bit_for_bit"] and record.details["hot_swapped"]
     assert record.claims["C6"].verdict != "not measured in this run"
