@@ -1,15 +1,11 @@
-"""Batches: for generation, bounded in tokens, what all prompts begin with read once; and with labels, for a loss."""
+"""Batches for generation: bounded in tokens, with what all prompts begin with read once."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
 import torch
-from torch.nn.utils.rnn import pad_sequence
-from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
-
-from cookbook.chat import Messages, render_full, render_prompt, token_ids
-from cookbook.checks import IGNORED
+from transformers import DynamicCache, PreTrainedModel
 
 PREFIX_TOKENS = 64  # prompts that begin alike for so long share one reading of it
 BATCH_TOKENS = 16_384  # prompts and answers of one batch in generation: bounds its memory
@@ -47,16 +43,3 @@ def read_prefix(model: PreTrainedModel, prefix: list[int]) -> DynamicCache:
 def behind(prefix: list[int], rows: torch.Tensor) -> torch.Tensor:
     """Each of `rows` (rows, tokens) with the prefix before it."""
     return torch.cat([torch.tensor([prefix], dtype=rows.dtype).expand(len(rows), -1), rows], dim=1)
-
-
-def supervised(
-    tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Messages], answers: Sequence[str]
-) -> dict[str, torch.Tensor]:
-    """`input_ids` and `labels` of templated rows, padded on the right; only what answers a prompt has labels."""
-    asked = token_ids(tokenizer, [render_prompt(tokenizer, p) for p in prompts])
-    every = token_ids(tokenizer, [render_full(tokenizer, p, a) for p, a in zip(prompts, answers, strict=True)])
-    labels = [[IGNORED] * len(a) + f[len(a) :] for a, f in zip(asked, every, strict=True)]
-    return {
-        "input_ids": pad_sequence([torch.tensor(i) for i in every], batch_first=True),
-        "labels": pad_sequence([torch.tensor(i) for i in labels], batch_first=True, padding_value=IGNORED),
-    }
