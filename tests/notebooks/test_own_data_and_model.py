@@ -84,7 +84,7 @@ def test_own_departments_on_gpt2_with_bottleneck_adapters(tmp_path: Path) -> Non
     notebook = batch.find("03")
     record = smoke_run(notebook, tmp_path / "run", MODEL=str(tiny(tmp_path / "tiny-gpt2", "gpt2")), **given)
     assert list(record.metrics) == ["right", "press-office_right", "sales_right"]
-    assert record.data.test == 2 * 8
+    assert record.data.test == 2 * 4
     assert set(record.details["matrix"]) == {"bottleneck", "lora"}
     assert record.details["bit_for_bit"] and record.details["hot_swapped"]
     assert record.claims["C6"].verdict != "not measured in this run"
