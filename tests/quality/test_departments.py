@@ -48,7 +48,7 @@ def test_mixed_batch_swap_and_removal_are_exact(record: results.Results) -> None
 
 
 def test_choosing_an_adapter(record: results.Results) -> None:
-    assert min(record.details["router"].values()) >= 0.8
+    assert min(record.details["router"].values()) >= 0.7
     for department, weights in zip(DEPARTMENTS, record.details["gate"]["weights"].values(), strict=True):
         assert max(weights) == weights[DEPARTMENTS.index(department)], "the gate finds the department by itself"
 
