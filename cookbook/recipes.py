@@ -194,26 +194,17 @@ def _data(value: str, every: Mapping[str, Any], notebook: Path) -> str:
     if not value or (hub and not path.exists()):
         return value
     text = notebook.read_text(encoding="utf-8")
-    files = [path] if path.is_file() else list(path.glob("*"))
+    files = [path] if path.is_file() else [f for f in path.rglob("*") if f.is_file()]
     if not path.exists() or ("data.load(" in text and sum(f.stat().st_size for f in files) < CHEAP_BYTES):
         columns = every.get("TARGET_COLUMNS") or []
         columns = [c.strip() for c in columns.split(",")] if isinstance(columns, str) else columns
         samples = [folder for folder in (ROOT / "data_samples").glob("*") if folder.is_dir()]
         own = [f for f in samples if f.name in notebook.stem] or [f for f in samples if f.name in text]
-        column = every.get("INPUT_COLUMN") or ""
-        fallback = next(iter(own), None)
-        for part in _parts(path):
+        column, several = every.get("INPUT_COLUMN") or "", "data.parts(" in text
+        fallback = None if several else next(iter(own), None)
+        for part in data.parts(path).values() if several else [path]:
             data.load(part, input_column=column, target_columns=columns, fallback=fallback)
     return _place(value)
-
-
-def _parts(path: Path) -> list[Path]:
-    """The folders in a folder that holds nothing else, each a data set of its own; else the path itself."""
-    from cookbook import data
-
-    inside = sorted(path.iterdir()) if path.is_dir() else []
-    folders = [p for p in inside if p.is_dir()]
-    return [path] if not folders or any(p.suffix.lower() in data.SUFFIXES for p in inside) else folders
 
 
 def _near(word: str, options: Iterable[str]) -> str:

@@ -16,7 +16,7 @@ FOLDERS = sorted(file.parent for file in SAMPLES.rglob("train.jsonl"))
 DEPARTMENTS = {
     "hr": r"Hi [^,\n]+, .+\nForm HR-\d\d, ask the \w+ desk\.",
     "it": r"\[P[123]\] queue: \w+\nDo: .+",
-    "finance": r"Account \d{4} \| Approver: [a-z ]+\n(?:Please|Kindly) .+",
+    "finance": r"(?:Please|Kindly) .+\nAccount \d{4} \| Approver: [a-z ]+",
 }
 FORBIDDEN = (
     r"\b(guarantee|promise|immediately|instantly|right away|today|tomorrow|compensation|definitely|free gift)\b"
@@ -47,7 +47,7 @@ def test_departments(name: str) -> None:
         assert table.topic.nunique() == 10 and table.topic.value_counts().nunique() == 1
         assert all(re.fullmatch(DEPARTMENTS[name], answer) for answer in table.completion)
         assert all(fact in answer for fact, answer in zip(table.fact, table.completion, strict=True))
-    line = 1 if name == "hr" else 0  # where the form stands
+    line = 0 if name == "it" else 1  # where the form stands
     heads = {split: set(table.completion.str.split("\n").str[line]) for split, table in tables.items()}
     assert heads["test"] <= heads["train"], "every form that is asked for is in training"
 
