@@ -56,5 +56,5 @@ def test_choosing_an_adapter(record: results.Results) -> None:
 def test_resources(record: results.Results) -> None:
     memory = record.resources.peak_memory_bytes
     assert memory.measured < 5e9
-    assert 0.5 < memory.predicted / memory.measured < 2
+    assert 0.4 < memory.predicted / memory.measured < 2  # of training is predicted, of the gate is measured
     assert record.resources.artifact_bytes < 0.25 * 3 * 2 * record.resources.parameters.total
