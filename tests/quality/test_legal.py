@@ -1,0 +1,44 @@
+"""Notebook 02 at the cpu profile on the real model, default parameters: what it must reach, from its record."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from cookbook import results
+
+pytestmark = [pytest.mark.quality, pytest.mark.model]
+
+
+@pytest.fixture(scope="module")
+def record(run_at_cpu: Callable[..., results.Results]) -> results.Results:
+    return run_at_cpu("02")
+
+
+def test_perplexity_of_families_never_seen(record: results.Results) -> None:
+    perplexity = record.metrics["perplexity"]
+    assert perplexity.after <= 0.85 * perplexity.before
+    assert perplexity.verdict == "improved"
+
+
+def test_category_beats_the_best_baseline(record: results.Results) -> None:
+    rival = record.details["rival"]
+    assert record.headline == "category_accuracy"
+    assert rival["change"] >= 0.15
+    assert rival["ci95"][0] > 0
+
+
+def test_shipped_model_answers_like_the_trained_one(record: results.Results) -> None:
+    assert record.details["parity_reloaded"] == 1
+    assert record.details["parity_master"] >= 0.9
+
+
+def test_forgetting_is_reported(record: results.Results) -> None:
+    assert {p.probe for p in record.forgetting} == {"knowledge", "arithmetic", "instructions", "perplexity"}
+
+
+def test_memory(record: results.Results) -> None:
+    memory = record.resources.peak_memory_bytes
+    assert memory.measured < 5.5e9
+    assert 0.5 < memory.predicted / memory.measured < 2
