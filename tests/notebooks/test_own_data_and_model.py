@@ -88,3 +88,15 @@ def test_own_departments_on_gpt2_with_bottleneck_adapters(tmp_path: Path) -> Non
     assert set(record.details["matrix"]) == {"bottleneck", "lora"}
     assert record.details["bit_for_bit"] and record.details["hot_swapped"]
     assert record.claims["C6"].verdict != "not measured in this run"
+
+
+def test_own_clauses_with_every_arm(tmp_path: Path) -> None:
+    """Full fine-tuning of a model with tied embeddings and two blocks, on rows of another shape; nothing is fetched."""
+    model, file = tiny(tmp_path / "tiny-qwen2", "qwen2"), reviews(tmp_path / "clauses.jsonl")
+    given = {"DATA": str(file), "ARMS": ["frozen", "gradual", "lora"], "ALLOW_LEAKAGE": True, "SHOTS": 0}
+    record = smoke_run(batch.find("02"), tmp_path / "run", MODEL=str(model), **given)
+    assert record.headline == "sentiment_accuracy"
+    assert record.data.source == "clauses.jsonl"
+    assert set(record.details["arms"]) == {"untouched", "full", "frozen", "gradual", "lora"}
+    assert record.details["random_split"] == {}, "there are no families in these rows to draw sisters from"
+    assert record.resources.parameters.trainable == record.resources.parameters.total
