@@ -91,7 +91,7 @@ def test_own_departments_on_gpt2_with_bottleneck_adapters(tmp_path: Path) -> Non
 
 
 def test_own_clauses_with_every_arm(tmp_path: Path) -> None:
-    """Full fine-tuning of a model with tied embeddings and two blocks, on rows of another shape; nothing is fetched."""
+    """Full fine-tuning of a model with tied embeddings and two blocks, on rows of another shape."""
     model, file = tiny(tmp_path / "tiny-qwen2", "qwen2"), reviews(tmp_path / "clauses.jsonl")
     given = {"DATA": str(file), "ARMS": ["frozen", "gradual", "lora"], "ALLOW_LEAKAGE": True, "SHOTS": 0}
     record = smoke_run(batch.find("02"), tmp_path / "run", MODEL=str(model), **given)
