@@ -201,3 +201,18 @@ def many_adapters(
         f"take {(model_bytes + departments * department_bytes) / 1e6:.0f} MB, as whole models "
         f"{departments * model_bytes / 1e6:.0f} MB",
     )
+
+
+def preference_cost(
+    *, pairs: int, seconds: float, peak_bytes: int, loss: Sequence[tuple[int, float]], method: str
+) -> results.Claim:
+    """C7, the part that one preference run can say: what it cost, and how steadily its loss fell (step, loss)."""
+    values = np.array([value for _, value in loss])
+    third = max(1, len(values) // 3)
+    return results.Claim(
+        claim="DPO is comparable to RLHF, simpler, stabler, cheaper",
+        verdict=UNMEASURED,
+        evidence=f"{method}: {pairs} pairs in {seconds:.0f} s, reference included, {peak_bytes / 1e9:.1f} GB at most; "
+        "one set of base weights and two adapters, no reward model, no value model, nothing sampled. Loss "
+        f"{values[:third].mean():.2f} in the first third, {values[-third:].mean():.2f} in the last. No RLHF run beside it",
+    )

@@ -187,7 +187,7 @@ def _model(value: str, *_: Any) -> str:
 
 def _data(value: str, every: Mapping[str, Any], notebook: Path) -> str:
     """An absolute path, read once to refuse what the notebook would refuse; a Hub id stays as it is."""
-    from cookbook import data
+    from cookbook import data, pairs
 
     path = Path(value).expanduser()
     hub = HUB_ID.fullmatch(value) and path.suffix.lower() not in data.SUFFIXES and not path.parent.exists()
@@ -195,15 +195,20 @@ def _data(value: str, every: Mapping[str, Any], notebook: Path) -> str:
         return value
     text = notebook.read_text(encoding="utf-8")
     files = [path] if path.is_file() else list(path.glob("*"))
-    if not path.exists() or ("data.load(" in text and sum(f.stat().st_size for f in files) < CHEAP_BYTES):
+    preferences = "pairs.load(" in text
+    read = preferences or "data.load(" in text
+    if not path.exists() or (read and sum(f.stat().st_size for f in files) < CHEAP_BYTES):
         columns = every.get("TARGET_COLUMNS") or []
         columns = [c.strip() for c in columns.split(",")] if isinstance(columns, str) else columns
         samples = [folder for folder in (ROOT / "data_samples").glob("*") if folder.is_dir()]
         own = [f for f in samples if f.name in notebook.stem] or [f for f in samples if f.name in text]
         column = every.get("INPUT_COLUMN") or ""
-        fallback = next(iter(own), None)
+        fallback = min(own, key=lambda folder: text.find(folder.name), default=None)  # the one it names first
         for part in _parts(path):
-            data.load(part, input_column=column, target_columns=columns, fallback=fallback)
+            if preferences:
+                pairs.load(part, fallback=fallback)
+            else:
+                data.load(part, input_column=column, target_columns=columns, fallback=fallback)
     return _place(value)
 
 
