@@ -212,7 +212,7 @@ def preference_cost(
     return results.Claim(
         claim="DPO is comparable to RLHF, simpler, stabler, cheaper",
         verdict=UNMEASURED,
-        evidence=f"{method}: {pairs} pairs in {seconds:.0f} s, reference included, {peak_bytes / 1e9:.1f} GB at most; "
-        "one set of base weights and two adapters, no reward model, no value model, nothing sampled. Loss "
-        f"{values[:third].mean():.2f} in the first third, {values[-third:].mean():.2f} in the last. No RLHF run beside it",
+        evidence=f"{method}: {pairs} pairs in {seconds:.0f} s with the reference, {peak_bytes / 1e9:.1f} GB at most; "
+        "one set of base weights, two adapters, no reward model, no value model, nothing sampled; loss "
+        f"{values[:third].mean():.2f} in the first third, {values[-third:].mean():.2f} in the last. No RLHF ran",
     )
