@@ -112,7 +112,9 @@ def load(
     total = len(found["train"])
     shares = {"test": (test_share, min_rows[2]), "validation": (validation_share, min_rows[1])}
     sizes = {split: max(round(s * total), least) for split, (s, least) in shares.items() if split not in found}
-    if sizes:
+    if sizes and not total:
+        found |= {split: [] for split in sizes}
+    elif sizes:
         parts, remark = leakage.cut(found["train"], sizes, [p.extra.get("kind") for p in found["train"]], seed)
         found |= parts
         remarks.append(remark)

@@ -1,0 +1,68 @@
+"""Notebook 05 at the cpu profile on the real model, default parameters: what it must reach, from its record."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from cookbook import results
+
+pytestmark = [pytest.mark.quality, pytest.mark.model]
+
+
+@pytest.fixture(scope="module")
+def record(run_at_cpu: Callable[..., results.Results]) -> results.Results:
+    return run_at_cpu("05")
+
+
+def test_preferences_of_pairs_never_seen(record: results.Results) -> None:
+    preference = record.metrics["preference_accuracy"]
+    assert record.headline == "preference_accuracy"
+    assert preference.before <= 0.60
+    assert preference.after >= 0.80
+    assert preference.verdict == "improved"
+    assert record.details["implicit_reward_accuracy"] >= 0.80
+
+
+def test_own_answers_beat_those_of_sft(record: results.Results) -> None:
+    rate = record.metrics["rubric_win_rate"]
+    assert rate.ci95[0] > 0, "the whole interval lies above one half"
+    assert rate.n == 80
+
+
+def test_not_by_length(record: results.Results) -> None:
+    length = record.details["length"]
+    assert 0.8 <= length["length ratio"] <= 1.2
+    assert length["win rate among equally long"] >= 0.5
+    assert abs(record.details["length_kappa"][0]) < 0.2
+
+
+def test_the_task_of_sft_is_kept(record: results.Results) -> None:
+    intent = record.metrics["intent_accuracy"]
+    assert intent.before >= 0.4  # chance: one in twelve
+    assert intent.change >= -0.03
+
+
+def test_training_started_at_the_reference(record: results.Results) -> None:
+    first = [value for step, value in record.details["validation_loss"] if step == 0]
+    assert first == pytest.approx([np.log(2)], rel=0.02)
+    assert record.details["validation_loss"][-1][1] < 0.5
+    assert record.details["kl"][0][1] < 0.01 < record.details["kl"][-1][1]
+
+
+def test_shipped_model_answers_like_the_trained_one(record: results.Results) -> None:
+    assert record.details["parity_reloaded"] >= 0.98
+
+
+def test_refusals_and_forgetting_are_reported(record: results.Results) -> None:
+    assert {"declined_when_due", "refused_without_cause"} <= set(record.metrics)
+    assert {p.probe for p in record.forgetting} == {"knowledge", "arithmetic", "instructions", "perplexity"}
+
+
+def test_resources(record: results.Results) -> None:
+    memory = record.resources.peak_memory_bytes
+    assert memory.measured < 5e9
+    assert 0.5 < memory.predicted / memory.measured < 2
+    assert record.resources.parameters.trainable < record.resources.parameters.total / 10
