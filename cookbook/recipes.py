@@ -203,7 +203,8 @@ def _data(value: str, every: Mapping[str, Any], notebook: Path) -> str:
         samples = [folder for folder in (ROOT / "data_samples").glob("*") if folder.is_dir()]
         own = [f for f in samples if f.name in notebook.stem] or [f for f in samples if f.name in text]
         column = every.get("INPUT_COLUMN") or ""
-        fallback = min(own, key=lambda folder: text.find(folder.name), default=None)  # the one it names first
+        named = [*re.findall(r"data\.sample\(\W+(\w+)", text), *(folder.name for folder in own)]
+        fallback = min(own, key=lambda folder: named.index(folder.name), default=None)  # the one it loads first
         for part in _parts(path):
             if preferences:
                 pairs.load(part, fallback=fallback)
