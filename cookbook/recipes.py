@@ -98,7 +98,7 @@ def check_parameters(notebook: Path, given: Mapping[str, Any]) -> dict[str, Any]
     """The given parameters, converted to the types that the notebook declares.
 
     Text is converted (the command line gives nothing else; a list as JSON or with commas), other values must
-    have the declared type; numbers must be finite. PROFILE must be known, MODEL and DATA must be there and
+    have the declared type; numbers must be finite. PROFILE must be known, MODEL, DATA and GENERAL must be there and
     readable if they are files or folders; their relative paths, and that of OUTPUT_DIR, become absolute.
 
     Raises:
@@ -118,7 +118,13 @@ def check_parameters(notebook: Path, given: Mapping[str, Any]) -> dict[str, Any]
             about = f" ({help_text})" if help_text else ""
             problems.append(f"{name}: {value!r} is not a valid {kind}{about}; the default is {default!r}")
     every = {name: default for name, (_, default, _) in known.items()} | values
-    for name, check in (("PROFILE", _profile), ("MODEL", _model), ("DATA", _data), ("OUTPUT_DIR", _place)):
+    for name, check in (
+        ("PROFILE", _profile),
+        ("MODEL", _model),
+        ("DATA", _data),
+        ("GENERAL", _data),
+        ("OUTPUT_DIR", _place),
+    ):
         if name in known and isinstance(every[name], str) and (name in values or name == "PROFILE"):
             try:
                 checked = check(every[name], every, Path(notebook))
@@ -168,18 +174,19 @@ def _place(value: str, *_: Any) -> str:
     return os.path.abspath(os.path.expanduser(value)) if value else value
 
 
-def _model(value: str, *_: Any) -> str:
+def _model(value: str, _: Mapping[str, Any], notebook: Path) -> str:
     """An absolute path if it is one; names of assets and Hub ids stay as they are (see `models.resolve`)."""
     from cookbook.assets import names
 
     path = Path(value).expanduser()
-    if not value or value in names("model"):
+    bundled = names("speech" if "speech.load(" in notebook.read_text(encoding="utf-8") else "model")
+    if not value or value in bundled:
         return value
     if path.exists():
         if not (path / "config.json").is_file():
             raise RequestError(f"{value}: no config.json there; give a folder written by save_pretrained")
         return _place(value)
-    near = _near(path.name, [p.name for p in path.parent.glob("*")] + names("model"))
+    near = _near(path.name, [p.name for p in path.parent.glob("*")] + bundled)
     if HUB_ID.fullmatch(value) and not value.startswith(".") and not near:
         return value
     raise RequestError(f"{value}: no such folder, no bundled model and no Hub id (owner/name){near}")
@@ -195,6 +202,12 @@ def _data(value: str, every: Mapping[str, Any], notebook: Path) -> str:
         return value
     text = notebook.read_text(encoding="utf-8")
     files = [path] if path.is_file() else [f for f in path.rglob("*") if f.is_file()]
+    if "audio.load(" in text:
+        from cookbook import audio
+
+        if not path.exists() or sum(f.stat().st_size for f in files) < CHEAP_BYTES:
+            audio.load(path)
+        return _place(value)
     if not path.exists() or ("data.load(" in text and sum(f.stat().st_size for f in files) < CHEAP_BYTES):
         columns = every.get("TARGET_COLUMNS") or []
         columns = [c.strip() for c in columns.split(",")] if isinstance(columns, str) else columns
