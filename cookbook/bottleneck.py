@@ -81,10 +81,10 @@ class Bottlenecks:
         asked = [name] if name is None or isinstance(name, str) else list(name)
         if unknown := {n for n in asked if n is not None} - set(self.names):
             raise KeyError(f"no adapter {', '.join(sorted(unknown))}; there are {', '.join(self.names) or 'none'}")
-        if isinstance(name, Mapping):
-            self.active = dict(name)
+        if name is None or isinstance(name, str):
+            self.active = name
         else:
-            self.active = name if name is None or isinstance(name, str) else asked
+            self.active = dict(name) if isinstance(name, Mapping) else asked
 
     def parameters(self, name: str) -> list[nn.Parameter]:
         """The weights of one adapter."""
