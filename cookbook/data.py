@@ -187,6 +187,22 @@ def sample(name: str) -> Path:
     raise DataError(f"no sample data {name!r}; there are: {', '.join(known) or 'none (clone the repository)'}")
 
 
+def parts(folder: str | Path) -> dict[str, Path]:
+    """The data sets in a folder that has one folder for each, by name; hidden folders do not count.
+
+    Raises:
+        DataError: no such folder, fewer than two in it, or a name that cannot name an adapter.
+    """
+    path = Path(folder).expanduser()
+    inside = sorted(p for p in path.iterdir() if p.is_dir() and p.name[0] not in "._") if path.is_dir() else []
+    if len(inside) < 2:
+        found = ", ".join(p.name for p in inside) or "none" if path.is_dir() else "no folder at all"
+        raise DataError(f"{folder}: needs a folder of data for each department, two or more; there is {found}")
+    if odd := [p.name for p in inside if not re.fullmatch(r"[A-Za-z0-9_-]+", p.name)]:
+        raise DataError(f"{folder}: rename {', '.join(odd)}: only letters, digits, - and _ can name an adapter")
+    return {p.name: p for p in inside}
+
+
 def take(splits: Splits, *, train: int = 0, validation: int = 0, test: int = 0) -> Splits:
     """Fewer rows a split, evenly spread over it (0: all); the schema stays that of all training rows."""
     wanted = {"train": train, "validation": validation, "test": test}

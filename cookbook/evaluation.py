@@ -157,9 +157,13 @@ def forgetting(before: ProbeResult, after: ProbeResult, *, seed: int = 0) -> lis
 
     Items are drawn for the accuracies, whole passages for the perplexity.
     """
-    pairs = {name: (mean(before.scores[name]), mean(after.scores[name])) for name in before.scores}
-    pairs["perplexity"] = (_prose(before), _prose(after))
-    return [results.Probe(probe=name, **_change(old, new, seed=seed)) for name, (old, new) in pairs.items()]
+    old, new = ({n: mean(rows) for n, rows in p.scores.items()} | {"perplexity": _prose(p)} for p in (before, after))
+    return probes(old, new, seed=seed)
+
+
+def probes(before: Mapping[str, Score], after: Mapping[str, Score], *, seed: int = 0) -> list[results.Probe]:
+    """Scores of general ability before and after, as a record keeps them."""
+    return [results.Probe(probe=name, **_change(old, after[name], seed=seed)) for name, old in before.items()]
 
 
 def perplexity(

@@ -66,13 +66,13 @@ def choose_dtype(device: str = "cpu") -> tuple[torch.dtype, dict[str, float]]:
     return fast, {"fp32_gflops": best[torch.float32], "bf16_gflops": best[torch.bfloat16]}
 
 
-def resolve(model: str) -> str:
-    """A bundled asset's name, a local folder or a Hub id → what `from_pretrained` takes.
+def resolve(model: str, kind: str = "model") -> str:
+    """A bundled asset's name (of this kind), a local folder or a Hub id → what `from_pretrained` takes.
 
     Raises:
         ModelError: a path that does not exist or holds no model.
     """
-    if model in assets.names("model"):
+    if model in assets.names(kind):
         return str(assets.path(model))
     folder = Path(model).expanduser()
     if folder.is_dir():
@@ -82,14 +82,14 @@ def resolve(model: str) -> str:
     if model.count("/") == 1 and not model.startswith((".", "~", "/")):
         return model
     raise ModelError(
-        f"MODEL {model!r} is no folder here, no bundled model ({', '.join(assets.names('model'))}) "
+        f"MODEL {model!r} is no folder here, no bundled model ({', '.join(assets.names(kind))}) "
         "and no Hub id (owner/name)"
     )
 
 
 def load_tokenizer(model: str) -> PreTrainedTokenizerBase:
     """The model's tokenizer, padding on the left, with a chat template and a padding token in any case."""
-    with _explained(model):
+    with explained(model):
         tokenizer = AutoTokenizer.from_pretrained(resolve(model))
     if tokenizer.eos_token is None:
         raise ModelError(f"MODEL {model}: its tokenizer has no end-of-text token, so no answer could ever end")
@@ -114,7 +114,7 @@ def load(
         ModelError: no such model, or the Hub cannot be reached.
     """
     tokenizer = load_tokenizer(model)
-    with _explained(model):
+    with explained(model):
         loaded = AutoModelForCausalLM.from_pretrained(
             resolve(model),
             dtype=dtype,
@@ -134,9 +134,9 @@ def load(
     return loaded.eval(), tokenizer
 
 
-def fingerprint(model: str) -> str:
+def fingerprint(model: str, kind: str = "model") -> str:
     """16 hex digits of the sha256 over a local model's weight files; a Hub id gives its commit hash."""
-    folder = Path(resolve(model))
+    folder = Path(resolve(model, kind))
     if not folder.is_dir():
         from transformers import AutoConfig
 
@@ -150,7 +150,7 @@ def fingerprint(model: str) -> str:
 
 def label(model: str) -> str:
     """What to call a model in records: its name, and of a local folder only the last part."""
-    return model if model in assets.names("model") or not Path(model).expanduser().is_dir() else Path(model).name
+    return model if model in assets.ASSETS or not Path(model).expanduser().is_dir() else Path(model).name
 
 
 def context_length(config: Any) -> int:
@@ -289,7 +289,7 @@ def _stops(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[i
 
 
 @contextmanager
-def _explained(model: str) -> Iterator[None]:
+def explained(model: str, kind: str = "model") -> Iterator[None]:
     """Turns the many errors of a model that cannot be had into one sentence."""
     try:
         yield
@@ -299,6 +299,6 @@ def _explained(model: str) -> Iterator[None]:
         first = str(error).strip().splitlines()[0]
         raise ModelError(
             f"MODEL {model} cannot be loaded: {first} Give a folder, a bundled model "
-            f"({', '.join(assets.names('model'))}), "
+            f"({', '.join(assets.names(kind))}), "
             "or a Hub id while online (HF_TOKEN in the environment if it is gated)"
         ) from error

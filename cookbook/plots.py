@@ -161,3 +161,22 @@ def steps(
             axes.legend(frameon=False)
     plt.close(figure)
     return figure
+
+
+def spectrograms(pictures: Mapping[str, np.ndarray], *, seconds: float, title: str) -> Figure:
+    """Log-mel spectrograms one above the other, each (mel bands, frames) as the model reads it."""
+    with plt.rc_context(STYLE | {"axes.grid": False, "figure.dpi": 80}):  # noise does not compress
+        figure, axes = plt.subplots(
+            len(pictures), figsize=(7.5, 1.5 * len(pictures) + 0.8), sharex=True, layout="constrained", squeeze=False
+        )
+        for row, (name, values) in zip(axes[:, 0], pictures.items(), strict=True):
+            frames = min(values.shape[1], round(values.shape[1] * seconds / 30))
+            picture = row.imshow(
+                values[:, :frames], origin="lower", aspect="auto", cmap="magma", extent=(0, seconds, 0, len(values))
+            )
+            row.set(title=name, ylabel="mel band")
+        row.set_xlabel("seconds")
+        figure.colorbar(picture, ax=axes, label="log energy, scaled")
+        figure.suptitle(title)
+    plt.close(figure)
+    return figure

@@ -34,6 +34,7 @@ class Profile(BaseModel):
     test_rows: int = Field(default=0, ge=0)
     probe_items: int = Field(default=0, ge=0)
     max_new_tokens: int = Field(ge=1)
+    speech_model: str = Field(default="whisper-tiny-en", min_length=1)
     device: Literal["cpu", "cuda"] = "cpu"
 
     @model_validator(mode="after")

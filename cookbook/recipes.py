@@ -98,7 +98,7 @@ def check_parameters(notebook: Path, given: Mapping[str, Any]) -> dict[str, Any]
     """The given parameters, converted to the types that the notebook declares.
 
     Text is converted (the command line gives nothing else; a list as JSON or with commas), other values must
-    have the declared type; numbers must be finite. PROFILE must be known, MODEL and DATA must be there and
+    have the declared type; numbers must be finite. PROFILE must be known, MODEL, DATA and GENERAL must be there and
     readable if they are files or folders; their relative paths, and that of OUTPUT_DIR, become absolute.
 
     Raises:
@@ -118,7 +118,13 @@ def check_parameters(notebook: Path, given: Mapping[str, Any]) -> dict[str, Any]
             about = f" ({help_text})" if help_text else ""
             problems.append(f"{name}: {value!r} is not a valid {kind}{about}; the default is {default!r}")
     every = {name: default for name, (_, default, _) in known.items()} | values
-    for name, check in (("PROFILE", _profile), ("MODEL", _model), ("DATA", _data), ("OUTPUT_DIR", _place)):
+    for name, check in (
+        ("PROFILE", _profile),
+        ("MODEL", _model),
+        ("DATA", _data),
+        ("GENERAL", _data),
+        ("OUTPUT_DIR", _place),
+    ):
         if name in known and isinstance(every[name], str) and (name in values or name == "PROFILE"):
             try:
                 checked = check(every[name], every, Path(notebook))
@@ -168,18 +174,19 @@ def _place(value: str, *_: Any) -> str:
     return os.path.abspath(os.path.expanduser(value)) if value else value
 
 
-def _model(value: str, *_: Any) -> str:
+def _model(value: str, _: Mapping[str, Any], notebook: Path) -> str:
     """An absolute path if it is one; names of assets and Hub ids stay as they are (see `models.resolve`)."""
     from cookbook.assets import names
 
     path = Path(value).expanduser()
-    if not value or value in names("model"):
+    bundled = names("speech" if "speech.load(" in notebook.read_text(encoding="utf-8") else "model")
+    if not value or value in bundled:
         return value
     if path.exists():
         if not (path / "config.json").is_file():
             raise RequestError(f"{value}: no config.json there; give a folder written by save_pretrained")
         return _place(value)
-    near = _near(path.name, [p.name for p in path.parent.glob("*")] + names("model"))
+    near = _near(path.name, [p.name for p in path.parent.glob("*")] + bundled)
     if HUB_ID.fullmatch(value) and not value.startswith(".") and not near:
         return value
     raise RequestError(f"{value}: no such folder, no bundled model and no Hub id (owner/name){near}")
@@ -187,39 +194,29 @@ def _model(value: str, *_: Any) -> str:
 
 def _data(value: str, every: Mapping[str, Any], notebook: Path) -> str:
     """An absolute path, read once to refuse what the notebook would refuse; a Hub id stays as it is."""
-    from cookbook import data, pairs
+    from cookbook import audio, data, pairs
 
     path = Path(value).expanduser()
     hub = HUB_ID.fullmatch(value) and path.suffix.lower() not in data.SUFFIXES and not path.parent.exists()
     if not value or (hub and not path.exists()):
         return value
+    files = [path] if path.is_file() else [f for f in path.rglob("*") if f.is_file()]
+    if sum(f.stat().st_size for f in files) >= CHEAP_BYTES:
+        return _place(value)
     text = notebook.read_text(encoding="utf-8")
-    files = [path] if path.is_file() else list(path.glob("*"))
-    preferences = "pairs.load(" in text
-    read = preferences or "data.load(" in text
-    if not path.exists() or (read and sum(f.stat().st_size for f in files) < CHEAP_BYTES):
+    sample = re.search(r"data\.sample\(\W+(\w+)", text)  # the one it loads first
+    fallback = data.sample(sample[1]) if sample else None
+    if "audio.load(" in text:
+        audio.load(path)
+    elif "pairs.load(" in text:
+        pairs.load(path, fallback=fallback)
+    elif "data.load(" in text or not path.exists():
         columns = every.get("TARGET_COLUMNS") or []
         columns = [c.strip() for c in columns.split(",")] if isinstance(columns, str) else columns
-        samples = [folder for folder in (ROOT / "data_samples").glob("*") if folder.is_dir()]
-        own = [f for f in samples if f.name in notebook.stem] or [f for f in samples if f.name in text]
-        column = every.get("INPUT_COLUMN") or ""
-        named = [*re.findall(r"data\.sample\(\W+(\w+)", text), *(folder.name for folder in own)]
-        fallback = min(own, key=lambda folder: named.index(folder.name), default=None)  # the one it loads first
-        for part in _parts(path):
-            if preferences:
-                pairs.load(part, fallback=fallback)
-            else:
-                data.load(part, input_column=column, target_columns=columns, fallback=fallback)
+        column, several = every.get("INPUT_COLUMN") or "", "data.parts(" in text
+        for part in data.parts(path).values() if several else [path]:
+            data.load(part, input_column=column, target_columns=columns, fallback=None if several else fallback)
     return _place(value)
-
-
-def _parts(path: Path) -> list[Path]:
-    """The folders in a folder that holds nothing else, each a data set of its own; else the path itself."""
-    from cookbook import data
-
-    inside = sorted(path.iterdir()) if path.is_dir() else []
-    folders = [p for p in inside if p.is_dir()]
-    return [path] if not folders or any(p.suffix.lower() in data.SUFFIXES for p in inside) else folders
 
 
 def _near(word: str, options: Iterable[str]) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+from collections.abc import Callable
 from typing import Any
 
 import ipywidgets
@@ -23,3 +25,17 @@ def ask(model: Any, tokenizer: Any, system: models.Messages, max_new_tokens: int
 
     button.on_click(run)
     return ipywidgets.VBox([question, button, answer])
+
+
+def hear(transcribe: Callable[[io.BytesIO], str]) -> ipywidgets.VBox:
+    """A button to choose recordings; what the model hears in each is written below."""
+    chosen = ipywidgets.FileUpload(accept="audio/*", multiple=True, description="Recording")
+    heard = ipywidgets.Textarea(disabled=True, layout={"width": "100%", "height": "7em"})
+
+    def run(change: Any) -> None:
+        given = change["new"]  # a dictionary by name in ipywidgets 7, a tuple in 8
+        files = given.values() if isinstance(given, dict) else given
+        heard.value = "\n".join(transcribe(io.BytesIO(bytes(file["content"]))) for file in files)
+
+    chosen.observe(run, names="value")
+    return ipywidgets.VBox([chosen, heard])

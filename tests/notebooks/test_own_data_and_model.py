@@ -1,4 +1,4 @@
-"""Notebook 01 works unchanged with data of another shape, with models of other architectures, with another test."""
+"""The notebooks work unchanged with data of another shape, with models of other architectures, with another test."""
 
 from __future__ import annotations
 
@@ -74,3 +74,17 @@ def test_qwen2_and_a_folder_with_another_test_file(tmp_path: Path) -> None:
     assert record.data.test == 8
     assert list(record.details["curve"]) == ["25", "28"]
     assert len(record.details["validation_loss"]) == 2, "losses of the curve are not those of the run"
+
+
+def test_own_departments_on_gpt2_with_bottleneck_adapters(tmp_path: Path) -> None:
+    for name in ("sales", "press-office"):
+        (tmp_path / "all" / name).mkdir(parents=True)
+        reviews(tmp_path / "all" / name / "train.jsonl")
+    given = {"DATA": str(tmp_path / "all"), "METHOD": "bottleneck", "COMPARE": True, "ALLOW_LEAKAGE": True}
+    notebook = batch.find("03")
+    record = smoke_run(notebook, tmp_path / "run", MODEL=str(tiny(tmp_path / "tiny-gpt2", "gpt2")), **given)
+    assert list(record.metrics) == ["right", "press-office_right", "sales_right"]
+    assert record.data.test == 2 * 4
+    assert set(record.details["matrix"]) == {"bottleneck", "lora"}
+    assert record.details["bit_for_bit"] and record.details["hot_swapped"]
+    assert record.claims["C6"].verdict != "not measured in this run"

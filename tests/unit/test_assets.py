@@ -448,7 +448,8 @@ def test_waiting_process_takes_over_from_a_killed_one(toy: Path, tmp_path: Path)
 
 def test_table_is_consistent() -> None:
     for name, asset in assets.ASSETS.items():
-        assert asset.name == name and asset.licence and asset.source and asset.kind in ("model", "embedder", "corpus")
+        assert asset.name == name and asset.licence and asset.source
+        assert asset.kind in ("model", "embedder", "speech", "corpus", "recordings")
         if asset.parent:
             assert asset.parent in assets.ASSETS and not asset.package
         else:

@@ -318,6 +318,24 @@ def test_data_is_read_beforehand(notebook: Path, tmp_path: Path) -> None:
     assert check_parameters(notebook, {"DATA": "owner/data"}) == {"DATA": "owner/data"}  # not fetched
 
 
+def test_a_folder_of_data_sets_is_read_beforehand(tmp_path: Path) -> None:
+    notebook = make(tmp_path / "n.ipynb", "{n: data.load(f) for n, f in data.parts(DATA).items()}")
+    rows = [{"prompt": md5(bytes([n])).hexdigest(), "completion": f"answer {n}"} for n in range(40)]
+    for name in ("sales", "legal", ".hidden"):
+        (tmp_path / "all" / name).mkdir(parents=True)
+        (tmp_path / "all" / name / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert check_parameters(notebook, {"DATA": str(tmp_path / "all")}) == {"DATA": str(tmp_path / "all")}
+    for other, said in {"all/legal": "two or more; there is none", "n.ipynb": "there is no folder"}.items():
+        with pytest.raises(RequestError, match=said):
+            check_parameters(notebook, {"DATA": str(tmp_path / other)})
+    (tmp_path / "all" / "legal" / "train.jsonl").rename(tmp_path / "all" / "legal" / "test.jsonl")
+    with pytest.raises(RequestError, match="legal: no training file; add train.jsonl"):
+        check_parameters(notebook, {"DATA": str(tmp_path / "all")})
+    (tmp_path / "all" / "legal").rename(tmp_path / "all" / "le.gal")
+    with pytest.raises(RequestError, match=r"rename le\.gal: only letters, digits"):
+        check_parameters(notebook, {"DATA": str(tmp_path / "all")})
+
+
 def test_paths_become_absolute(notebook: Path, tmp_path: Path) -> None:
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "config.json").write_text("{}")

@@ -1,0 +1,63 @@
+"""Notebook 04 at the cpu profile on the real model, default parameters: what it must reach, from its record."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+
+import pytest
+
+from cookbook import results
+
+pytestmark = [pytest.mark.quality, pytest.mark.model]
+
+
+@pytest.fixture(scope="module")
+def record(run_at_cpu: Callable[..., results.Results]) -> results.Results:
+    return run_at_cpu("04")
+
+
+def test_words_in_sentences_and_voices_never_heard(record: results.Results) -> None:
+    wer = record.metrics["wer"]
+    assert record.headline == "wer"
+    assert wer.after <= 0.65 * wer.before
+    assert wer.ci95[1] < 0 and wer.verdict == "improved"
+    assert wer.after < wer.prompted
+    assert record.metrics["cer"].verdict == "improved"
+
+
+def test_keywords(record: results.Results) -> None:
+    recall = record.metrics["keyword_recall"]
+    assert recall.change >= 0.3
+    assert recall.ci95[0] > 0
+
+
+def test_noise_and_accents(record: results.Results) -> None:
+    gains = record.details["gains"]
+    assert len(gains) == 3
+    assert all(gain["verdict"] == "improved" for gain in gains.values())
+
+
+@pytest.mark.skipif(not shutil.which("apt-get"), reason="recordings of people come with apt-get")
+def test_real_speech_is_not_forgotten(record: results.Results) -> None:
+    general, others = record.forgetting
+    assert (general.probe, others.probe) == ("general_speech_wer", "other_speakers_wer")
+    assert general.n >= 120
+    assert general.before < 0.15, "the untouched model hears people well"
+    assert general.change <= 0.01
+    assert record.details["replays"] > 0 and 0 < record.details["share"] <= 1
+
+
+def test_shipped_model_hears_like_the_trained_one(record: results.Results) -> None:
+    assert record.details["parity_reloaded"] == 1
+
+
+def test_validation_loss_fell(record: results.Results) -> None:
+    losses = [loss for _, loss in record.details["validation_loss"]]
+    assert losses[-1] < 0.7 * losses[0]
+
+
+def test_memory(record: results.Results) -> None:
+    memory = record.resources.peak_memory_bytes
+    assert memory.measured < 5e9
+    assert 0.5 < memory.predicted / memory.measured < 2
