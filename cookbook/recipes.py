@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import json
 import os
 import re
@@ -194,7 +195,7 @@ def _model(value: str, _: Mapping[str, Any], notebook: Path) -> str:
 
 def _data(value: str, every: Mapping[str, Any], notebook: Path) -> str:
     """An absolute path, read once to refuse what the notebook would refuse; a Hub id stays as it is."""
-    from cookbook import audio, data, pairs
+    from cookbook import data
 
     path = Path(value).expanduser()
     hub = HUB_ID.fullmatch(value) and path.suffix.lower() not in data.SUFFIXES and not path.parent.exists()
@@ -207,9 +208,9 @@ def _data(value: str, every: Mapping[str, Any], notebook: Path) -> str:
     sample = re.search(r"data\.sample\(\W+(\w+)", text)  # the one it loads first
     fallback = data.sample(sample[1]) if sample else None
     if "audio.load(" in text:
-        audio.load(path)
+        importlib.import_module("cookbook.audio").load(path)
     elif "pairs.load(" in text:
-        pairs.load(path, fallback=fallback)
+        importlib.import_module("cookbook.pairs").load(path, fallback=fallback)
     elif "data.load(" in text or not path.exists():
         columns = every.get("TARGET_COLUMNS") or []
         columns = [c.strip() for c in columns.split(",")] if isinstance(columns, str) else columns
