@@ -210,7 +210,8 @@ def _decided(
         if len(labels) == 1 and labels <= {"a", "b"}:
             better = labels == {"b"}
             _, line, row = max(given.values(), key=lambda item: item[1])
-            pairs.append(_pair(table, line, row, answers[better], answers[not better], instruction))
+            full = {_bare(row[side]): row[side] for side in ("a", "b")}  # with their line breaks
+            pairs.append(_pair(table, line, row, full[answers[better]], full[answers[not better]], instruction))
         else:
             left["tie" if labels == {"tie"} else "disagreement" if labels else "skip"] += 1
     why = ", ".join(f"{n} by {reason}" for reason, n in sorted(left.items()))

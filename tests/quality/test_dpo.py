@@ -20,10 +20,10 @@ def record(run_at_cpu: Callable[..., results.Results]) -> results.Results:
 def test_preferences_of_pairs_never_seen(record: results.Results) -> None:
     preference = record.metrics["preference_accuracy"]
     assert record.headline == "preference_accuracy"
-    assert preference.before <= 0.60
+    assert preference.before == 0.5, "by definition: nothing has been gained over the reference"
     assert preference.after >= 0.80
     assert preference.verdict == "improved"
-    assert record.details["implicit_reward_accuracy"] >= 0.80
+    assert record.metrics["likelier_a_token"].change > 0, "and by a measure without a reference"
 
 
 def test_own_answers_beat_those_of_sft(record: results.Results) -> None:
@@ -35,6 +35,7 @@ def test_own_answers_beat_those_of_sft(record: results.Results) -> None:
 def test_not_by_length(record: results.Results) -> None:
     length = record.details["length"]
     assert 0.8 <= length["length ratio"] <= 1.2
+    assert length["decided"] > 0
     assert length["win rate among equally long"] >= 0.5
     assert abs(record.details["length_kappa"][0]) < 0.2
 
@@ -46,9 +47,10 @@ def test_the_task_of_sft_is_kept(record: results.Results) -> None:
 
 
 def test_training_started_at_the_reference(record: results.Results) -> None:
-    first = [value for step, value in record.details["validation_loss"] if step == 0]
-    assert first == pytest.approx([np.log(2)], rel=0.02)
-    assert record.details["validation_loss"][-1][1] < 0.5
+    assert record.details["first_loss"]["copied"] == pytest.approx(np.log(2), rel=0.005)
+    assert record.details["first_loss"]["stored"] == pytest.approx(np.log(2), rel=0.05)
+    losses = [value for _, value in record.details["validation_loss"]]
+    assert losses[-1] < losses[0] - 0.2
     assert record.details["kl"][0][1] < 0.01 < record.details["kl"][-1][1]
 
 

@@ -128,6 +128,12 @@ def test_the_last_label_of_a_labeller_counts(tmp_path: Path) -> None:
     assert "29 of 30 labelled pairs are used; left out: 1 by tie." in found.report[0]
 
 
+def test_labelled_answers_keep_their_lines(tmp_path: Path) -> None:
+    given = [label(i, "a", "one") | {"a": f"Dear {i},\n\nyes."} for i in range(12)]
+    found = pairs.load(write(tmp_path / "l.jsonl", given), min_rows=(1, 1, 1))
+    assert {p.chosen for p in (*found.train, *found.validation, *found.test)} == {g["a"] for g in given}
+
+
 def test_two_labellers(tmp_path: Path) -> None:
     lines = [label(i, "a", "ann") for i in range(30)] + [label(i, "b" if i < 6 else "a", "bob") for i in range(20)]
     lines += [label(29, "skip", "bob")]
