@@ -46,7 +46,8 @@ def load(source: str | Path, *, seed: int = 0, min_rows: tuple[int, int, int] = 
 
     Tables are called train, validation and test, or metadata (all rows); columns are the audio file, relative to its
     table, and its text; `keywords` (a list, or text with semicolons) and further columns are kept. A missing split is
-    cut from train by `seed`; clips with the same or nearly the same text stay together.
+    cut from train by `seed`; clips with the same or nearly the same text stay together, and so do those of one
+    `voice` where enough clips are left for each split.
 
     Raises:
         DataError: with up to five problems of a table, by line: a missing, empty, corrupt, silent, too coarse or too
@@ -59,10 +60,9 @@ def load(source: str | Path, *, seed: int = 0, min_rows: tuple[int, int, int] = 
              (("test", 0.2, min_rows[2]), ("validation", 0.1, min_rows[1])) if s not in found}  # fmt: skip
     remarks = []
     if sizes:
-        kin = leakage.families([clip.text for clip in found["train"]], seed=seed)
-        parts = leakage.divide(kin, sizes, [clip.extra.get("voice") for clip in found["train"]], seed)
-        found |= {split: [found["train"][i] for i in sorted(rows)] for split, rows in parts.items()}
-        remarks.append(f"Cut from the training rows: {', '.join(sizes)} (seed {seed}; like texts stay together).")
+        parts, remark = _cut(found["train"], sizes, seed)
+        found |= parts
+        remarks.append(remark)
     for split, least in zip(SPLITS, min_rows, strict=True):
         if len(found[split]) < least:
             raise DataError(f"{typed}: {split} has {len(found[split])} clips and needs {least}; add rows")
@@ -132,6 +132,20 @@ def fingerprint(clips: Sequence[Clip]) -> str:
         whole.update(json.dumps([clip.text, round(clip.seconds, 2)]).encode())
         whole.update(np.round(clip.samples[:: RATE // 50] * 100).astype(np.int8).tobytes())
     return whole.hexdigest()[:16]
+
+
+def _cut(clips: list[Clip], sizes: dict[str, int], seed: int) -> tuple[dict[str, list[Clip]], str]:
+    """Clips by split, like texts together and, where enough clips are left for each split, voices together too."""
+    texts, voices = [clip.text for clip in clips], [str(clip.extra.get("voice") or "") for clip in clips]
+    why = "nothing says whose voice is heard: add a column 'voice'"
+    for names in [voices] * all(voices) + [[]]:
+        parts = leakage.divide(leakage.families(texts, names, seed=seed), sizes, [0] * len(clips), seed)
+        if names and all(2 * len(parts[split]) >= size for split, size in sizes.items()) and parts["train"]:
+            why = "so do voices"
+            break
+        why = "voices stand in several splits" if names else why
+    remark = f"Cut from the training rows: {', '.join(sizes)} (seed {seed}; like texts stay together; {why})."
+    return {split: [clips[i] for i in sorted(rows)] for split, rows in parts.items()}, remark
 
 
 def _tables(path: Path, typed: str) -> dict[str, Path]:

@@ -237,7 +237,7 @@ def table(compared: Mapping[str, results.Metric]) -> pd.DataFrame:
 def forgetting_table(probes: Sequence[results.Probe]) -> pd.DataFrame:
     """The same table for the forgetting probes."""
     as_metrics = {p.probe: results.Metric(**p.model_dump(exclude={"probe"})) for p in probes}
-    return table(as_metrics).drop(columns="prompted").rename_axis("probe")
+    return table(as_metrics).drop(columns="prompted", errors="ignore").rename_axis("probe")
 
 
 def _compute(metric: metrics.RowMetric, given: Sequence[str], expected: Sequence[str]) -> Score:

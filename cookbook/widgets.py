@@ -9,6 +9,7 @@ from typing import Any
 import ipywidgets
 
 from cookbook import models
+from cookbook.tables import DataError
 
 
 def ask(model: Any, tokenizer: Any, system: models.Messages, max_new_tokens: int = 160) -> ipywidgets.VBox:
@@ -35,7 +36,10 @@ def hear(transcribe: Callable[[io.BytesIO], str]) -> ipywidgets.VBox:
     def run(change: Any) -> None:
         given = change["new"]  # a dictionary by name in ipywidgets 7, a tuple in 8
         files = given.values() if isinstance(given, dict) else given
-        heard.value = "\n".join(transcribe(io.BytesIO(bytes(file["content"]))) for file in files)
+        try:
+            heard.value = "\n".join(transcribe(io.BytesIO(bytes(file["content"]))) for file in files)
+        except DataError as error:
+            heard.value = f"This recording cannot be read: {error}"
 
     chosen.observe(run, names="value")
     return ipywidgets.VBox([chosen, heard])

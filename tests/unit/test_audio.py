@@ -55,6 +55,18 @@ def test_one_table_is_cut_by_sentences(tmp_path: Path) -> None:
     assert audio.load(tmp_path, seed=1).fingerprint != found.fingerprint
 
 
+def test_voices_stay_together_where_they_can(tmp_path: Path) -> None:
+    rows = [{**row, "voice": f"voice {i // 2}"} for i, row in enumerate(good(tmp_path))]
+    found = audio.load(folder_of(tmp_path, rows), min_rows=(8, 2, 2))
+    voices = [{clip.extra["voice"] for clip in getattr(found, split)} for split in ("train", "validation", "test")]
+    assert sum(map(len, voices)) == len(set().union(*voices)) == 10
+    assert "so do voices" in found.report[0]
+    rows = [{**row, "voice": f"voice {i // 10}"} for i, row in enumerate(rows)]
+    found = audio.load(folder_of(tmp_path, rows), min_rows=(8, 2, 2))
+    assert len(found.test) == 4, "two voices cannot fill three splits"
+    assert "voices stand in several splits" in found.report[0]
+
+
 def test_tables_of_splits_and_columns(tmp_path: Path) -> None:
     rows = good(tmp_path / "wav")
     parts = {"train": rows[:10], "validation": rows[10:14], "test": rows[14:]}

@@ -132,3 +132,22 @@ def test_forgets_less() -> None:
     assert claims.forgets_less("x", full, {"lora": lost}).verdict == "does not hold here"
     assert claims.forgets_less("x", full, {"lora": full}).verdict == "does not hold here"
     assert claims.forgets_less("x", full, {}).verdict == claims.UNMEASURED
+
+
+@pytest.mark.parametrize(
+    ("gained", "lost", "verdict"),
+    [(-0.2, 0.0, "holds"), (-0.2, 0.05, "holds in part"), (0.0, 0.0, "does not hold here")],
+)
+def test_speech_domain(gained: float, lost: float, verdict: str) -> None:
+    """Error rates: less is better, so what is gained is negative and what is lost is positive."""
+
+    def moved(by: float) -> dict[str, object]:
+        low, high = (by - 0.01, by + 0.01) if by else (-0.02, 0.02)
+        said = evaluation.verdict(low, high, higher_is_better=False)
+        return {"before": 0.3, "after": 0.3 + by, "change": by, "ci95": (low, high), "n": 60, "verdict": said,
+                "higher_is_better": False}  # fmt: skip
+
+    gains = {"noise": results.Metric(**moved(gained))}
+    probes = [results.Probe(probe="general_speech_wer", **moved(lost))]
+    assert claims.speech_domain(gains, probes).verdict == verdict
+    assert claims.speech_domain(gains, []).verdict == claims.UNMEASURED

@@ -229,6 +229,10 @@ def test_forgetting_names_what_got_worse_and_what_did_not() -> None:
     assert "prompted" not in table and table.loc["perplexity", "verdict"] == "worse"
 
 
+def test_nothing_measured_is_an_empty_table() -> None:
+    assert evaluation.forgetting_table([]).empty
+
+
 def test_passages_weigh_by_their_tokens() -> None:
     result = ProbeResult({}, np.array([1.0, 1, 1, 4]), np.array([0, 0, 0, 1]))
     score = evaluation._prose(result)
