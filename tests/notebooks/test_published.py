@@ -9,7 +9,7 @@ from cookbook import publish, recipes, results
 
 
 def published(recipe: str) -> results.Results:
-    return results.read(publish.record_of(recipes.find(recipe).path))
+    return results.read(publish.record_of(recipes.find(recipe)))
 
 
 def test_legal() -> None:
