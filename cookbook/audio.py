@@ -119,10 +119,13 @@ def samples_of(file: Path) -> np.ndarray:
         raise DataError(f"cut short: {len(values) / rate:.1f} of {seconds:.1f} seconds can be decoded")
     if not len(values) or not np.abs(values).max() > 1e-4:
         raise DataError("no sound in it; record it again or remove the row")
-    if rate == RATE:
-        return values
+    return values if rate == RATE else resample(values, rate)
+
+
+def resample(samples: np.ndarray, rate: int) -> np.ndarray:
+    """Mono samples at `rate` a second as float32 at 16 kHz."""
     common = np.gcd(RATE, rate)
-    return resample_poly(values, RATE // common, rate // common).astype(np.float32)
+    return resample_poly(np.asarray(samples, np.float32), RATE // common, rate // common).astype(np.float32)
 
 
 def fingerprint(clips: Sequence[Clip]) -> str:

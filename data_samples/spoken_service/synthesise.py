@@ -24,10 +24,9 @@ from random import Random
 
 import numpy as np
 import soundfile
-from scipy.signal import resample_poly
 
 from cookbook import noise
-from cookbook.audio import RATE, samples_of
+from cookbook.audio import RATE, resample, samples_of
 
 HERE = Path(__file__).resolve().parent
 MODEL_SHA256 = "6e742170d309016e5891a994e1ce1559c702a2ccd0075e67ef7157974f6406cb"
@@ -130,8 +129,7 @@ def _kokoro(folder: Path):
 
 def clean(samples: np.ndarray, rate: int) -> np.ndarray:
     """16 kHz, at one loudness, with a quarter of a second of silence at both ends."""
-    common = np.gcd(RATE, rate)
-    found = resample_poly(np.asarray(samples, np.float32), RATE // common, rate // common)
+    found = resample(samples, rate)
     found *= min(0.08 / max(float(np.std(found)), 1e-6), 0.9 / max(float(np.abs(found).max()), 1e-6))
     return np.pad(found, RATE // 4).astype(np.float32)
 
