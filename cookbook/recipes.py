@@ -99,8 +99,8 @@ def check_parameters(notebook: Path, given: Mapping[str, Any]) -> dict[str, Any]
     """The given parameters, converted to the types that the notebook declares.
 
     Text is converted (the command line gives nothing else; a list as JSON or with commas), other values must
-    have the declared type; numbers must be finite. PROFILE must be known, MODEL, DATA and GENERAL must be there and
-    readable if they are files or folders; their relative paths, and that of OUTPUT_DIR, become absolute.
+    have the declared type; numbers must be finite. PROFILE must be known, MODEL, DATA, GENERAL and ADAPTER must be
+    there and readable if they are files or folders; their relative paths, and that of OUTPUT_DIR, become absolute.
 
     Raises:
         RequestError: naming every problem.
@@ -124,6 +124,7 @@ def check_parameters(notebook: Path, given: Mapping[str, Any]) -> dict[str, Any]
         ("MODEL", _model),
         ("DATA", _data),
         ("GENERAL", _data),
+        ("ADAPTER", _adapter),
         ("OUTPUT_DIR", _place),
     ):
         if name in known and isinstance(every[name], str) and (name in values or name == "PROFILE"):
@@ -173,6 +174,19 @@ def _profile(name: str, *_: Any) -> str:
 
 def _place(value: str, *_: Any) -> str:
     return os.path.abspath(os.path.expanduser(value)) if value else value
+
+
+def _adapter(value: str, *_: Any) -> str:
+    """The absolute path of a LoRA adapter's folder."""
+    if not value:
+        return value
+    file = Path(value).expanduser() / "adapter_config.json"
+    if not file.is_file():
+        raise RequestError(f"{value}: no adapter_config.json there; give the model folder of a run of 01")
+    kind = json.loads(file.read_text(encoding="utf-8")).get("peft_type")
+    if kind != "LORA":
+        raise RequestError(f"{value}: an adapter of type {kind}; give a LoRA adapter")
+    return _place(value)
 
 
 def _model(value: str, _: Mapping[str, Any], notebook: Path) -> str:
