@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import defaultdict
 from typing import Any
 
 from IPython.display import display
@@ -62,3 +63,29 @@ class LiveLoss(TrainerCallback):
 
     def _draw(self) -> Any:
         return plots.losses(self.train, self.validation, title=self.title, steps=self.steps)
+
+
+class LiveRewards(LiveLoss):
+    """The same for preference training: draws the rewards of chosen and rejected answers, keeps all that TRL logs.
+
+    `rewards` maps "chosen", "rejected", "margins" and "accuracies", with "eval " before it for validation pairs,
+    to (step, value); rewards are in β times nats.
+    """
+
+    def __init__(self, *args: Any, **more: Any) -> None:
+        self.rewards: dict[str, list[tuple[int, float]]] = defaultdict(list)
+        super().__init__(*args, **more)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float], **_: Any) -> None:
+        for name, value in logs.items():
+            if "rewards/" in name:
+                self.rewards[name.replace("eval_", "eval ").replace("rewards/", "")].append(
+                    (state.global_step, float(value))
+                )
+        super().on_log(args, state, control, logs)
+
+    def _draw(self) -> Any:
+        names = {"chosen": "chosen", "rejected": "rejected", "eval chosen": "chosen, validation"}
+        names |= {"eval rejected": "rejected, validation"}
+        series = {label: self.rewards[name] for name, label in names.items()}
+        return plots.steps(series, title=self.title, ylabel="reward (β × nats)", last=self.steps)

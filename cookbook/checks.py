@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -134,18 +135,25 @@ def all_trained(model: Any) -> int:
     return sum(p.numel() for p in model.parameters())
 
 
-def same_loss(trainer: Any, batch: dict[str, torch.Tensor]) -> tuple[float, float]:
+def same_loss(
+    trainer: Any, batch: dict[str, torch.Tensor], *, noise: float = 0.0, within: float = 0.01
+) -> tuple[float, float]:
     """A trainer's own `compute_loss` gives what its parent class gives on the same batch, within 1 %.
 
     Returns both losses, in nats a token.
 
+    Args:
+        noise: standard deviation of what the trained weights are moved by meanwhile: while a policy still equals
+            its reference, a preference loss is the same whatever tokens it looks at.
+
     Raises:
         CheckError: they differ.
     """
-    with torch.no_grad():
+    trained = [p for p in trainer.model.parameters() if p.requires_grad] if noise else []
+    with torch.no_grad(), _moved(trained, noise):
         own = float(trainer.compute_loss(trainer.model, dict(batch)))
         theirs = float(super(type(trainer), trainer).compute_loss(trainer.model, dict(batch)))
-    if not abs(own - theirs) <= 0.01 * abs(theirs):
+    if not abs(own - theirs) <= within * abs(theirs):
         raise CheckError(
             f"compute_loss gives {own:.4f} where {type(trainer).__base__.__name__} gives {theirs:.4f}: "
             "look at the shift by one position, the mask, and what the sum is divided by"
@@ -164,24 +172,14 @@ def gradients_survive_evaluation(model: Any, batch: dict[str, torch.Tensor], *, 
     Raises:
         CheckError: a cosine below `least`, or a gradient of zero.
     """
-    trained = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
-    kept, was_training = [p.detach().clone() for _, p in trained], model.training
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for _, p in trained:
-            noise = torch.randn(p.shape, generator=generator) * 0.02
-            p.add_(noise.to(p.device, p.dtype))
-    try:
+    trained, was_training = [(n, p) for n, p in model.named_parameters() if p.requires_grad], model.training
+    with _moved([p for _, p in trained], 0.02):
         before = _gradient(model, batch, trained)
         model.eval()
         with torch.no_grad():
             model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
         after = _gradient(model, batch, trained)
-    finally:
-        model.train(was_training)
-        with torch.no_grad():
-            for (_, p), old in zip(trained, kept, strict=True):
-                p.copy_(old)
+    model.train(was_training)
     if not before.norm() or not after.norm():
         raise CheckError("the gradient of the trainable weights is zero: nothing would be learnt")
     cosine = torch.nn.functional.cosine_similarity(before, after, dim=0).item()
@@ -193,6 +191,21 @@ def gradients_survive_evaluation(model: Any, batch: dict[str, torch.Tensor], *, 
     return cosine
 
 
+@contextmanager
+def _moved(weights: Sequence[torch.Tensor], scale: float) -> Iterator[None]:
+    """Inside this block the weights have normal noise of this standard deviation added, always the same."""
+    kept, generator = [p.detach().clone() for p in weights], torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for p in weights:
+            p.add_((torch.randn(p.shape, generator=generator) * scale).to(p.device, p.dtype))
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for p, old in zip(weights, kept, strict=True):
+                p.copy_(old)
+
+
 def _gradient(model: Any, batch: dict[str, torch.Tensor], trained: list[tuple[str, Any]]) -> torch.Tensor:
     model.train()
     model.zero_grad(set_to_none=True)
@@ -202,3 +215,44 @@ def _gradient(model: Any, batch: dict[str, torch.Tensor], trained: list[tuple[st
     flat = torch.cat([p.grad.detach().double().flatten().cpu() for _, p in trained if p.grad is not None])
     model.zero_grad(set_to_none=True)
     return flat
+
+
+def policy_and_reference(model: Any) -> tuple[int, int]:
+    """The policy starts where the reference stands; returns the number of trained and of frozen adapter weights.
+
+    TRL copies the adapter `default` of a PEFT model to a frozen adapter `ref` before DPO. With an adapter of
+    another name there is no copy, and the reference would be the base model, without what SFT taught.
+
+    Raises:
+        CheckError: no such copy, a copy that would train, or one that differs from the policy.
+    """
+    adapters = getattr(model, "peft_config", {})
+    if set(adapters) != {"default", "ref"}:
+        raise CheckError(
+            f"expected the adapters default and ref, found {sorted(adapters) or 'none'}: name yours default"
+        )
+    weights = dict(model.named_parameters())
+    policy = {n: p for n, p in weights.items() if ".default." in n}
+    copies = {n: weights[n.replace(".default.", ".ref.")] for n in policy}
+    if moving := [n for n, p in copies.items() if p.requires_grad]:
+        raise CheckError(f"{len(moving)} weights of the reference would be trained, first {moving[0]}")
+    if apart := [n for n, p in policy.items() if not torch.equal(p, copies[n].to(p.dtype))]:
+        raise CheckError(f"the reference differs from the policy in {len(apart)} weights, first {apart[0]}")
+    return sum(p.numel() for p in policy.values()), sum(p.numel() for p in copies.values())
+
+
+def first_loss(loss: float, expected: float, *, within: float = 0.02) -> float:
+    """A preference loss before the first step is known beforehand; returns how far `loss` is from it.
+
+    Policy and reference are still one model, so every implicit reward is zero: the DPO loss is ln 2, IPO's is
+    (1 / 2β)², KTO's is one half. `within` is a share of `expected` and leaves room for rounding.
+
+    Raises:
+        CheckError: another loss, so the reference is not the model that training starts from.
+    """
+    if not abs(loss - expected) <= within * expected:
+        raise CheckError(
+            f"the first loss is {loss:.4f} and not {expected:.4f}: policy and reference are not the same model; pass "
+            "the reference, or precompute its log-probabilities, instead of letting it be loaded again by name"
+        )
+    return abs(loss - expected)

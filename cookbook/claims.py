@@ -203,6 +203,21 @@ def many_adapters(
     )
 
 
+def preference_cost(
+    *, pairs: int, seconds: float, peak_bytes: int, loss: Sequence[tuple[int, float]], method: str
+) -> results.Claim:
+    """C7, the part that one preference run can say: what it cost, and how steadily its loss fell (step, loss)."""
+    values = np.array([value for _, value in loss])
+    third = max(1, len(values) // 3)
+    return results.Claim(
+        claim="DPO is comparable to RLHF, simpler, stabler, cheaper",
+        verdict=UNMEASURED,
+        evidence=f"{method}: {pairs} pairs in {seconds:.0f} s with the reference, {peak_bytes / 1e9:.1f} GB at most; "
+        "one set of base weights, two adapters, no reward model, no value model, nothing sampled; loss "
+        f"{values[:third].mean():.2f} in the first third, {values[-third:].mean():.2f} in the last. No RLHF ran",
+    )
+
+
 def speech_domain(gains: Mapping[str, results.Metric], general: Sequence[results.Probe]) -> results.Claim:
     """C26 from what changed for jargon, accents and noise, and on real speech of other kinds."""
     claim = "Whisper fine-tuning helps jargon, accents and noise without losing general ability"

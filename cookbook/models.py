@@ -180,11 +180,13 @@ def generate(
     prompts: Sequence[Messages] | Sequence[str],
     *,
     max_new_tokens: int = 160,
+    temperature: float = 0.0,
+    seed: int = 0,
     batch_size: int = 48,
     progress: Callable[[int, int], None] | None = None,
     more: Callable[[list[int]], dict[str, Any]] | None = None,
 ) -> list[str]:
-    """Greedy answers to chat prompts (or to ready text), in the order given.
+    """Answers to chat prompts (or to ready text), in the order given: greedy, or drawn at a `temperature`.
 
     Prompts are sorted by length and padded on the left, so that a batch wastes little; a batch ends when each
     of its answers has ended. What all prompts begin with, such as worked examples, is read once. Prompts that
@@ -200,7 +202,8 @@ def generate(
     order = sorted(range(len(ids)), key=lambda i: (len(ids[i]), i))
     answers, training = [""] * len(ids), model.training
     model.eval()
-    with dense_weights(model), head_reads(model, torch.Tensor.contiguous):
+    with dense_weights(model), head_reads(model, torch.Tensor.contiguous), torch.random.fork_rng():
+        torch.manual_seed(seed)
         prefix = [] if more else batching.shared_prefix(model, ids)
         read = batching.read_prefix(model, prefix) if prefix else None
         done = 0
@@ -215,8 +218,8 @@ def generate(
                 attention_mask=batching.behind([1] * len(prefix), batch["attention_mask"]).to(model.device),
                 past_key_values=cache,
                 max_new_tokens=max_new_tokens,
-                do_sample=False,
-                temperature=None,
+                do_sample=temperature > 0,
+                temperature=temperature or None,
                 top_p=None,
                 top_k=None,
                 eos_token_id=_stops(model, tokenizer),

@@ -144,6 +144,25 @@ def matrix(
     return figure
 
 
+def steps(
+    series: Mapping[str, Sequence[tuple[int, float]]], *, title: str, ylabel: str, last: int | None = None
+) -> Figure:
+    """Lines of (step, value) pairs; those named validation, measured now and then, have marks and dashes."""
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(figsize=(7, 3.2), layout="constrained")
+        for name, points in series.items():
+            held = "validation" in name
+            colour = BEFORE if "rejected" in name and not held else THIRD if held else AFTER
+            style = ("s--" if "rejected" in name else "o--") if held else (":" if "rejected" in name else "-")
+            if points:
+                axes.plot(*zip(*points, strict=True), style, color=colour, label=name)
+        axes.set(title=title, xlabel="optimiser step" + (f" (of {last})" if last else ""), ylabel=ylabel)
+        if axes.lines:
+            axes.legend(frameon=False)
+    plt.close(figure)
+    return figure
+
+
 def spectrograms(pictures: Mapping[str, np.ndarray], *, seconds: float, title: str) -> Figure:
     """Log-mel spectrograms one above the other, each (mel bands, frames) as the model reads it."""
     with plt.rc_context(STYLE | {"axes.grid": False, "figure.dpi": 80}):  # noise does not compress

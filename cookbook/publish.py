@@ -1,7 +1,8 @@
 """Run notebooks at the cpu profile and write their outputs back, cleaned: `python -m cookbook.publish [RECIPE…]`.
 
-Parameters that the committed run sets apart from the defaults stand in the notebook's metadata, under
-`cookbook.publish`. A notebook that fails, shows a path of this machine, or is too large is not written.
+The run's record goes to `notebooks/records/`. Parameters that the committed run sets apart from the defaults stand
+in the notebook's metadata, under `cookbook.publish`. A notebook that fails, shows a path of this machine, or is too
+large is not written.
 """
 
 from __future__ import annotations
@@ -39,6 +40,11 @@ def sources_hash(notebook: Any) -> str:
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
 
+def record_of(notebook: Path) -> Path:
+    """Where the record of a notebook's committed run stands."""
+    return notebook.parent / "records" / f"{notebook.stem}.json"
+
+
 def machine_paths(notebook: Any) -> list[str]:
     """Paths of one machine in any text output or source of the notebook."""
     texts = [cell.source for cell in notebook.cells]
@@ -69,7 +75,7 @@ def clean(executed: Any, source: Any) -> Any:
 
 
 def publish(notebook: Path) -> Path:
-    """Run one notebook and write it back with its outputs.
+    """Run one notebook and write it back with its outputs, and its record beside it.
 
     Raises:
         PublishError: the run failed, or its outputs may not be committed.
@@ -81,7 +87,8 @@ def publish(notebook: Path) -> Path:
     if status.status != "ok":
         raise PublishError(f"{notebook.name}: {status.status}: {status.error}")
     cleaned = clean(nbformat.read(folder / "executed.ipynb", as_version=4), source)
-    if paths := machine_paths(cleaned):
+    record = results.read(folder).model_dump(mode="json")
+    if paths := machine_paths(cleaned) + PATHS.findall(json.dumps(record)):
         raise PublishError(f"{notebook.name}: outputs show paths of this machine: {', '.join(paths[:5])}")
     cleaned.metadata["cookbook"] = dict(source.metadata.get("cookbook", {})) | {
         "profile": PROFILE,
@@ -94,6 +101,8 @@ def publish(notebook: Path) -> Path:
     if len(text.encode()) > MOST_BYTES:
         raise PublishError(f"{notebook.name}: {len(text.encode()) / 1e3:.0f} kB with outputs, over 400 kB")
     notebook.write_text(text, encoding="utf-8")
+    record_of(notebook).parent.mkdir(exist_ok=True)
+    results.write_json(record_of(notebook), record)
     return notebook
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import json
 import os
 import re
@@ -98,8 +99,8 @@ def check_parameters(notebook: Path, given: Mapping[str, Any]) -> dict[str, Any]
     """The given parameters, converted to the types that the notebook declares.
 
     Text is converted (the command line gives nothing else; a list as JSON or with commas), other values must
-    have the declared type; numbers must be finite. PROFILE must be known, MODEL, DATA and GENERAL must be there and
-    readable if they are files or folders; their relative paths, and that of OUTPUT_DIR, become absolute.
+    have the declared type; numbers must be finite. PROFILE must be known, MODEL, DATA, GENERAL and ADAPTER must be
+    there and readable if they are files or folders; their relative paths, and that of OUTPUT_DIR, become absolute.
 
     Raises:
         RequestError: naming every problem.
@@ -123,6 +124,7 @@ def check_parameters(notebook: Path, given: Mapping[str, Any]) -> dict[str, Any]
         ("MODEL", _model),
         ("DATA", _data),
         ("GENERAL", _data),
+        ("ADAPTER", _adapter),
         ("OUTPUT_DIR", _place),
     ):
         if name in known and isinstance(every[name], str) and (name in values or name == "PROFILE"):
@@ -174,6 +176,19 @@ def _place(value: str, *_: Any) -> str:
     return os.path.abspath(os.path.expanduser(value)) if value else value
 
 
+def _adapter(value: str, *_: Any) -> str:
+    """The absolute path of a LoRA adapter's folder."""
+    if not value:
+        return value
+    file = Path(value).expanduser() / "adapter_config.json"
+    if not file.is_file():
+        raise RequestError(f"{value}: no adapter_config.json there; give the model folder of a run of 01")
+    kind = json.loads(file.read_text(encoding="utf-8")).get("peft_type")
+    if kind != "LORA":
+        raise RequestError(f"{value}: an adapter of type {kind}; give a LoRA adapter")
+    return _place(value)
+
+
 def _model(value: str, _: Mapping[str, Any], notebook: Path) -> str:
     """An absolute path if it is one; names of assets and Hub ids stay as they are (see `models.resolve`)."""
     from cookbook.assets import names
@@ -200,23 +215,22 @@ def _data(value: str, every: Mapping[str, Any], notebook: Path) -> str:
     hub = HUB_ID.fullmatch(value) and path.suffix.lower() not in data.SUFFIXES and not path.parent.exists()
     if not value or (hub and not path.exists()):
         return value
-    text = notebook.read_text(encoding="utf-8")
     files = [path] if path.is_file() else [f for f in path.rglob("*") if f.is_file()]
-    if "audio.load(" in text:
-        from cookbook import audio
-
-        if not path.exists() or sum(f.stat().st_size for f in files) < CHEAP_BYTES:
-            audio.load(path)
+    if sum(f.stat().st_size for f in files) >= CHEAP_BYTES:
         return _place(value)
-    if not path.exists() or ("data.load(" in text and sum(f.stat().st_size for f in files) < CHEAP_BYTES):
+    text = notebook.read_text(encoding="utf-8")
+    sample = re.search(r"data\.sample\(\W+(\w+)", text)  # the one it loads first
+    fallback = data.sample(sample[1]) if sample else None
+    if "audio.load(" in text:
+        importlib.import_module("cookbook.audio").load(path)
+    elif "pairs.load(" in text:
+        importlib.import_module("cookbook.pairs").load(path, fallback=fallback)
+    elif "data.load(" in text or not path.exists():
         columns = every.get("TARGET_COLUMNS") or []
         columns = [c.strip() for c in columns.split(",")] if isinstance(columns, str) else columns
-        samples = [folder for folder in (ROOT / "data_samples").glob("*") if folder.is_dir()]
-        own = [f for f in samples if f.name in notebook.stem] or [f for f in samples if f.name in text]
         column, several = every.get("INPUT_COLUMN") or "", "data.parts(" in text
-        fallback = None if several else next(iter(own), None)
         for part in data.parts(path).values() if several else [path]:
-            data.load(part, input_column=column, target_columns=columns, fallback=fallback)
+            data.load(part, input_column=column, target_columns=columns, fallback=None if several else fallback)
     return _place(value)
 
 

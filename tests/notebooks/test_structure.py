@@ -10,7 +10,7 @@ import nbformat
 import papermill
 import pytest
 
-from cookbook import publish
+from cookbook import publish, results
 
 ROOT = Path(__file__).resolve().parents[2]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -96,6 +96,16 @@ def test_outputs_belong_to_these_sources(path: Path, notebook: nbformat.Notebook
     stamp = notebook.metadata.get("cookbook", {})
     assert stamp.get("profile") == "cpu"
     assert stamp.get("sources") == publish.sources_hash(notebook), f"run: python -m cookbook.publish {path.stem}"
+
+
+def test_record_is_of_the_run_that_is_shown(path: Path, notebook: nbformat.NotebookNode) -> None:
+    if not publish.record_of(path).is_file():
+        pytest.skip("published before records were kept")
+    record = results.read(publish.record_of(path))
+    minutes = f"after {record.resources.seconds.total / 60:.1f} minutes"
+    assert (record.recipe, record.profile) == (path.stem, "cpu")
+    assert minutes in code_cells(notebook)[-1].outputs[-1].text
+    assert not publish.PATHS.search(publish.record_of(path).read_text(encoding="utf-8"))
 
 
 def test_nothing_blocks_or_is_dead(path: Path, notebook: nbformat.NotebookNode) -> None:

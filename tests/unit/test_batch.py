@@ -344,6 +344,19 @@ def test_paths_become_absolute(notebook: Path, tmp_path: Path) -> None:
     assert values == expected
 
 
+def test_adapter_is_looked_at_before_the_kernel_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    notebook, config = find("05"), tmp_path / "model" / "adapter_config.json"
+    config.parent.mkdir()
+    with pytest.raises(RequestError, match="ADAPTER: model: no adapter_config.json there"):
+        check_parameters(notebook, {"ADAPTER": "model"})
+    config.write_text('{"peft_type": "IA3"}')
+    with pytest.raises(RequestError, match="an adapter of type IA3; give a LoRA adapter"):
+        check_parameters(notebook, {"ADAPTER": "model"})
+    config.write_text('{"peft_type": "LORA"}')
+    assert check_parameters(notebook, {"ADAPTER": "model"}) == {"ADAPTER": str(config.parent)}
+
+
 def test_not_a_notebook(tmp_path: Path) -> None:
     (tmp_path / "n.ipynb").write_text("{}")
     with pytest.raises(RequestError, match="not a readable notebook"):

@@ -9,9 +9,10 @@ from typing import Any
 
 import nbformat
 import pytest
+from conftest import RECORD
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
-from cookbook import publish
+from cookbook import publish, results
 
 VIEW = "application/vnd.jupyter.widget-view+json"
 
@@ -124,11 +125,13 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     source.metadata["cookbook"] = {"publish": {"CURVE": True}}
     nbformat.write(source, path)
     fake = SimpleNamespace(path=path, status="ok", executed=executed_notebook(), wanted=None)
+    fake.record = results.Results.model_validate(RECORD)
 
     def run_one(notebook: Path, folder: Path, parameters: dict, progress: Any) -> Any:
         fake.wanted = parameters
         folder.mkdir(parents=True)
         nbformat.write(fake.executed, folder / "executed.ipynb")
+        results.write(folder, fake.record)
         progress({"event": "end", "stage": "train", "seconds": 3})
         return SimpleNamespace(status=fake.status, error="why", seconds=90)
 
@@ -146,6 +149,8 @@ def test_publish_writes_outputs_and_says_what_they_belong_to(run: SimpleNamespac
     note = written.metadata["cookbook"]
     assert written.cells[1].outputs[0]["text"] == "hello" and note["publish"] == {"CURVE": True}
     assert note["sources"] == publish.sources_hash(written) and note["profile"] == "cpu" and note["minutes"] == 1.5
+    assert publish.record_of(run.path) == run.path.parent / "records" / "01_test.json"
+    assert results.read(publish.record_of(run.path)) == run.record
 
 
 @pytest.mark.parametrize(
@@ -164,3 +169,10 @@ def test_publish_refuses_and_writes_nothing(
     run.executed.cells[2].outputs[0]["text"] = text or "hello"
     assert publish.main(["01"]) == 1
     assert words in capsys.readouterr().err and run.path.read_bytes() == before
+    assert not publish.record_of(run.path).exists()
+
+
+def test_publish_refuses_a_record_with_paths(run: SimpleNamespace) -> None:
+    run.record.parameters["DATA"] = "/home/anna/tickets"
+    with pytest.raises(publish.PublishError, match="/home/anna"):
+        publish.publish(run.path)

@@ -1,0 +1,39 @@
+"""What the committed runs reached, from their records: the bars of runs that the quality tier repeats shortened."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from cookbook import publish, recipes, results
+
+
+def published(recipe: str) -> results.Results:
+    return results.read(publish.record_of(recipes.find(recipe)))
+
+
+def test_legal() -> None:
+    record = published("02")
+    perplexity, rival = record.metrics["perplexity"], record.details["rival"]
+    assert perplexity.after <= 0.85 * perplexity.before
+    assert perplexity.verdict == "improved"
+    assert record.headline == "category_accuracy"
+    assert rival["change"] >= 0.15 and rival["ci95"][0] > 0
+    assert {"untouched", "full", "frozen", "gradual", "lora"} == set(record.details["arms"])
+    assert all("knowledge" in arm and "prose" in arm for arm in record.details["arms"].values())
+
+
+def test_preferences() -> None:
+    """Not reached: a win rate whose whole interval lies above one half, and no more than 0.03 of intent lost."""
+    record = published("05")
+    preference, rate = record.metrics["preference_accuracy"], record.metrics["rubric_win_rate"]
+    assert record.headline == "preference_accuracy"
+    assert preference.before <= 0.60 and preference.after >= 0.80 and preference.n == 80
+    ranking = record.metrics["ranking_accuracy_per_token"]
+    assert ranking.before <= 0.60 and ranking.verdict == "improved"
+    assert record.metrics["declined_when_due"].verdict == "improved"
+    assert rate.after > 0.5 and rate.n == 80
+    assert record.metrics["intent_accuracy"].verdict == "no measurable change"
+    assert 0.8 <= record.details["length"]["length ratio"] <= 1.2
+    assert record.details["first_loss"]["copied"] == pytest.approx(np.log(2), rel=0.005)
+    assert record.resources.peak_memory_bytes.measured < 5e9
