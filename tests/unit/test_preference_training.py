@@ -112,9 +112,7 @@ def test_a_wrong_mask_is_found(llama: Path, tmp_path: Path) -> None:
 
     class Wrong(type(made)):
         def compute_loss(self, model: Any, inputs: Any, *more: Any, **named: Any) -> Any:
-            mask = inputs["completion_mask"] * (
-                inputs["completion_mask"].cumsum(1) > 4
-            )  # without their start
+            mask = inputs["completion_mask"] * (inputs["completion_mask"].cumsum(1) > 4)  # without their start
             return right(self, model, inputs | {"completion_mask": mask}, *more, **named)
 
     made.__class__ = Wrong
