@@ -39,6 +39,7 @@ def test_not_by_length(record: results.Results) -> None:
     length = record.details["length"]
     assert 0.5 <= length["length ratio"] <= 1.2  # without tickets SFT runs in circles, and what is cut is that
     assert length["decided"] > 0
+    assert length["win rate among equally long"] >= 0.5
     assert abs(record.details["length_kappa"][0]) < 0.2
 
 
