@@ -1,4 +1,4 @@
-"""Notebook 05 at the cpu profile on the real model, half the pairs, no tickets.
+"""Notebook 05 at the cpu profile on the real model, half the pairs, a smaller archive, no tickets.
 
 The committed run has all of them: `tests/notebooks/test_published.py`.
 """
@@ -17,7 +17,7 @@ pytestmark = [pytest.mark.quality, pytest.mark.model]
 
 @pytest.fixture(scope="module")
 def record(run_at_cpu: Callable[..., results.Results]) -> results.Results:
-    return run_at_cpu("05", EPOCHS=0.5, TICKETS=0, SHOTS=0)
+    return run_at_cpu("05", EPOCHS=0.5, TICKETS=0, ARCHIVE=1, SHOTS=0)
 
 
 def test_preferences_of_pairs_never_seen(record: results.Results) -> None:
