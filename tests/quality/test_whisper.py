@@ -1,4 +1,7 @@
-"""Notebook 04 at the cpu profile on the real model, default parameters: what it must reach, from its record."""
+"""Notebook 04 at the cpu profile on the real model, one pass instead of three.
+
+The committed run has all of them: `tests/notebooks/test_published.py`.
+"""
 
 from __future__ import annotations
 
@@ -14,13 +17,13 @@ pytestmark = [pytest.mark.quality, pytest.mark.model]
 
 @pytest.fixture(scope="module")
 def record(run_at_cpu: Callable[..., results.Results]) -> results.Results:
-    return run_at_cpu("04")
+    return run_at_cpu("04", EPOCHS=1)
 
 
 def test_words_in_sentences_and_voices_never_heard(record: results.Results) -> None:
     wer = record.metrics["wer"]
     assert record.headline == "wer"
-    assert wer.after <= 0.75 * wer.before  # the committed run: 0.403 to 0.279, 31 % fewer
+    assert wer.after <= 0.75 * wer.before
     assert wer.ci95[1] < 0 and wer.verdict == "improved"
     assert wer.after < wer.prompted
     assert record.metrics["cer"].verdict == "improved"
@@ -44,7 +47,7 @@ def test_what_is_forgotten_of_real_speech_has_a_limit(record: results.Results) -
     assert (general.probe, others.probe) == ("general_speech_wer", "other_speakers_wer")
     assert general.n >= 120
     assert general.before < 0.15, "the untouched model hears people well"
-    assert general.change <= 0.02  # the committed run: 0.012, and that is more than chance
+    assert general.change <= 0.01
     assert record.details["replays"] > 0 and 0 < record.details["share"] <= 1
 
 
