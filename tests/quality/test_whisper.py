@@ -1,7 +1,4 @@
-"""Notebook 04 at the cpu profile on the real model, one pass instead of three.
-
-The committed run has all of them: `tests/notebooks/test_published.py`.
-"""
+"""Notebook 04 at the cpu profile on the real model, default parameters: what it must reach, from its record."""
 
 from __future__ import annotations
 
@@ -17,13 +14,13 @@ pytestmark = [pytest.mark.quality, pytest.mark.model]
 
 @pytest.fixture(scope="module")
 def record(run_at_cpu: Callable[..., results.Results]) -> results.Results:
-    return run_at_cpu("04", EPOCHS=1)
+    return run_at_cpu("04")
 
 
 def test_words_in_sentences_and_voices_never_heard(record: results.Results) -> None:
     wer = record.metrics["wer"]
     assert record.headline == "wer"
-    assert wer.after <= 0.75 * wer.before
+    assert wer.after <= 0.65 * wer.before  # the committed run: 0.408 to 0.250, 39 % fewer
     assert wer.ci95[1] < 0 and wer.verdict == "improved"
     assert wer.after < wer.prompted
     assert record.metrics["cer"].verdict == "improved"
@@ -47,7 +44,7 @@ def test_what_is_forgotten_of_real_speech_has_a_limit(record: results.Results) -
     assert (general.probe, others.probe) == ("general_speech_wer", "other_speakers_wer")
     assert general.n >= 120
     assert general.before < 0.15, "the untouched model hears people well"
-    assert general.change <= 0.01
+    assert general.change <= 0.02  # the committed run: 0.011, and that is more than chance
     assert record.details["replays"] > 0 and 0 < record.details["share"] <= 1
 
 
