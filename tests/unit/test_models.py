@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -50,6 +53,16 @@ def copy(folder: Path, to: Path, **files: bytes | None) -> Path:
 
 
 # --- machine -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("given", "expected"), [({}, "128"), ({"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "9"}, "9")])
+def test_the_cache_of_compiled_products_is_bounded_from_the_first_import(
+    given: dict[str, str], expected: str
+) -> None:
+    plain = {name: value for name, value in os.environ.items() if not name.startswith("ONEDNN")}
+    code = "import cookbook, os; print(os.environ['ONEDNN_PRIMITIVE_CACHE_CAPACITY'])"
+    said = subprocess.run([sys.executable, "-c", code], env=plain | given, capture_output=True, text=True, check=True)
+    assert said.stdout.strip() == expected
 
 
 def test_choose_dtype() -> None:
