@@ -100,3 +100,24 @@ def test_own_clauses_with_every_arm(tmp_path: Path) -> None:
     assert set(record.details["arms"]) == {"untouched", "full", "frozen", "gradual", "lora"}
     assert record.details["random_split"] == {}, "there are no families in these rows to draw sisters from"
     assert record.resources.parameters.trainable == record.resources.parameters.total
+
+
+def calls(file: Path, start: int) -> Path:
+    """A plain table of recordings and their texts: no keywords, voices or noise; clips of the sample."""
+    sample = data.sample("spoken_service")
+    rows = [json.loads(line) for line in (sample / "train.jsonl").read_text().splitlines()][start : start + 80 : 2]
+    lines = [json.dumps({"audio": str(sample / row["file"]), "transcript": row["text"]}) for row in rows]
+    file.write_text("\n".join(lines))
+    return file
+
+
+def test_own_calls_and_own_other_speech_with_lora_and_replay(tmp_path: Path) -> None:
+    own, other = calls(tmp_path / "calls.jsonl", 0), calls(tmp_path / "meetings.jsonl", 200)
+    given = {"METHOD": "lora", "REPLAY": 0.5, "ARMS": ["replay"], "MIX": -1.0, "TOGETHER": 0.0, "MASKED": 0.05}
+    record = smoke_run(batch.find("04"), tmp_path / "run", DATA=str(own), GENERAL=str(other), **given)
+    assert record.data.source == "calls.jsonl"
+    assert "keyword_recall" not in record.metrics
+    assert [p.probe for p in record.forgetting] == ["general_speech_wer"]
+    assert record.details["replays"] > 0
+    assert set(record.details["arms"]) >= {"untouched", "lora, replay", "replay"}
+    assert record.resources.parameters.trainable < record.resources.parameters.total / 10

@@ -24,7 +24,6 @@ def test_legal() -> None:
 
 
 def test_speech() -> None:
-    """Not reached: general speech no worse than by one point; it is 1.1."""
     record = published("04")
     wer, recall, general = record.metrics["wer"], record.metrics["keyword_recall"], record.forgetting[0]
     assert record.headline == "wer" and wer.n == 60
@@ -32,9 +31,9 @@ def test_speech() -> None:
     assert wer.after < wer.prompted
     assert recall.change >= 0.3 and recall.ci95[0] > 0
     assert general.probe == "general_speech_wer" and general.n >= 120
-    assert general.change <= 0.012
-    assert {"untouched", "plain", "plain, mixed", "replay", "slow", "lora"} <= set(record.details["arms"])
-    assert record.resources.peak_memory_bytes.measured < 8e9  # with all arms
+    assert general.change <= 0.01
+    assert {"untouched", "full", "full, mixed", "replay", "slow", "lora"} == set(record.details["arms"])
+    assert record.resources.peak_memory_bytes.measured < 6e9  # with all arms
 
 
 def test_preferences() -> None:

@@ -20,7 +20,7 @@ def record(run_at_cpu: Callable[..., results.Results]) -> results.Results:
 def test_words_in_sentences_and_voices_never_heard(record: results.Results) -> None:
     wer = record.metrics["wer"]
     assert record.headline == "wer"
-    assert wer.after <= 0.65 * wer.before  # the committed run: 0.408 to 0.250, 39 % fewer
+    assert wer.after <= 0.65 * wer.before  # the committed run: 0.408 to 0.245, 40 % fewer
     assert wer.ci95[1] < 0 and wer.verdict == "improved"
     assert wer.after < wer.prompted
     assert record.metrics["cer"].verdict == "improved"
@@ -44,8 +44,8 @@ def test_what_is_forgotten_of_real_speech_has_a_limit(record: results.Results) -
     assert (general.probe, others.probe) == ("general_speech_wer", "other_speakers_wer")
     assert general.n >= 120
     assert general.before < 0.15, "the untouched model hears people well"
-    assert general.change <= 0.02  # the committed run: 0.011, and that is more than chance
-    assert record.details["replays"] > 0 and 0 < record.details["share"] <= 1
+    assert general.change <= 0.015  # the committed run: 0.009
+    assert record.details["replays"] == 0 and 0 < record.details["share"] < 1
 
 
 def test_shipped_model_hears_like_the_trained_one(record: results.Results) -> None:
@@ -59,5 +59,5 @@ def test_validation_loss_fell(record: results.Results) -> None:
 
 def test_memory(record: results.Results) -> None:
     memory = record.resources.peak_memory_bytes
-    assert memory.measured < 5e9
+    assert memory.measured < 5e9  # the committed run: 3.7 GB without arms
     assert 0.5 < memory.predicted / memory.measured < 2
