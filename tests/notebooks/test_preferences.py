@@ -1,4 +1,4 @@
-"""Notebook 05 works with labels of two people instead of pairs, and with a loss that needs no pairs."""
+"""Notebook 05 works with labels of two people instead of pairs, and with each of its losses."""
 
 from __future__ import annotations
 
@@ -34,3 +34,12 @@ def test_labels_of_two_people_and_kto(tmp_path: Path) -> None:
     assert "intent_accuracy" not in record.metrics, "the tickets belong to the sample's shop"
     executed = (tmp_path / "run" / "executed.ipynb").read_text()
     assert "one and two agree on 90% of 60 pairs" in executed
+
+
+@pytest.mark.parametrize("loss", ["ipo", "orpo"])
+def test_other_losses(tmp_path: Path, loss: str) -> None:
+    record = run(batch.find("05"), tmp_path / "run", LOSS=loss, TICKETS=0, BETA=0.5, TAIL=1.0)
+    assert record.model.technique == f"SFT + {loss.upper()}"
+    assert record.claims["C7"].verdict == "not measured in this run"
+    assert ("copied" in record.details["first_loss"]) == (loss == "ipo")
+    assert bool(record.details["kl"]) == (loss == "ipo"), "ORPO keeps no reference to measure the distance to"

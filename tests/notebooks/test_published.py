@@ -37,11 +37,7 @@ def test_speech() -> None:
 
 
 def test_preferences() -> None:
-    """Not reached: answers within a fifth of the length of SFT's; they are a quarter shorter.
-
-    Reached by an earlier run and no longer: what should be declined is declined more often than by SFT, and a token
-    of the chosen answer is the likelier one in at most 0.60 of the pairs before DPO (0.64 now).
-    """
+    """What should be declined is not declined more often than by SFT: that is not asserted, and the notebook says so."""
     record = published("05")
     preference, rate = record.metrics["preference_accuracy"], record.metrics["rubric_win_rate"]
     assert record.headline == "preference_accuracy"
@@ -51,7 +47,7 @@ def test_preferences() -> None:
     intent, length = record.metrics["intent_accuracy"], record.details["length"]
     assert intent.before >= 0.4  # chance: one in twelve
     assert intent.change >= -0.03
-    assert 0.7 <= length["length ratio"] <= 1.2
+    assert 0.8 <= length["length ratio"] <= 1.2
     assert length["win rate among equally long"] > 0.5
     assert record.details["first_loss"]["copied"] == pytest.approx(np.log(2), rel=0.005)
     assert record.resources.peak_memory_bytes.measured < 5e9

@@ -24,15 +24,15 @@ ROWS = [
     {
         "prompt": chat(t),
         "chosen": [{"role": "assistant", "content": a}],
-        "rejected": [{"role": "assistant", "content": a[::-1]}],
+        "rejected": [{"role": "assistant", "content": f"{a[::-1]} and so on" if i % 2 else a[: len(a) // 2 :][::-1]}],
     }
-    for t, a in zip(TEXTS, ANSWERS, strict=True)
+    for i, (t, a) in enumerate(zip(TEXTS, ANSWERS, strict=True))
 ]
 
 
-def answer_dpo(loss: str, beta: float, weight: float) -> type[trl.DPOTrainer]:
+def answer_dpo(loss: str, beta: float, tail: float) -> type[trl.DPOTrainer]:
     cells = {cell.id: cell.source for cell in nbformat.read(recipes.find("05"), as_version=4).cells}
-    names: dict[str, Any] = {"LOSS": loss, "BETA": beta, "SFT_WEIGHT": weight, "np": np}
+    names: dict[str, Any] = {"LOSS": loss, "BETA": beta, "TAIL": tail, "np": np}
     names |= {"profile": SimpleNamespace(device="cpu"), "models": models, "torch": torch}
     exec(cells["loss"] + "\n" + cells["dpo-trainer"], names)
     return names["AnswerDPO"]
@@ -55,19 +55,27 @@ def nudge(model: Any, scale: float) -> None:
                 p.add_(torch.randn(p.shape) * scale)
 
 
-def trainer(folder: Path, out: Path, loss: str = "sigmoid", beta: float = 0.1, weight: float = 0.0) -> Any:
+def trainer(
+    folder: Path, out: Path, loss: str = "sigmoid", beta: float = 0.1, weight: float = 0.0, tail: float = 1.0
+) -> Any:
     model, tokenizer = policy(folder)
     prompts = [row["prompt"] for row in ROWS]
     rows = [dict(row) for row in ROWS]
     for side in ("chosen", "rejected"):
         known = logprobs.of_answers(model, tokenizer, prompts, [row[side][0]["content"] for row in rows])
-        rows = [row | {f"ref_{side}_logps": float(x.sum())} for row, x in zip(rows, known, strict=True)]
+        rows = [row | {f"ref_{side}_logps": x} for row, x in zip(rows, known, strict=True)]
+    for row in rows:
+        both = min(len(row[f"ref_{side}_logps"]) for side in ("chosen", "rejected"))
+        for side in ("chosen", "rejected"):
+            x = row[f"ref_{side}_logps"]
+            row[f"ref_{side}_logps"] = float(x[:both].sum() + tail * x[both:].sum())
     both = {"loss_type": [loss, "sft"], "loss_weights": [1.0, weight]} if weight else {"loss_type": [loss]}
     args = trl.DPOConfig(
         output_dir=str(out), use_cpu=True, bf16=False, gradient_checkpointing=False, report_to="none", beta=beta,
+        ld_alpha=tail,
         num_train_epochs=1, per_device_train_batch_size=2, logging_steps=1, disable_tqdm=True, **both,
     )  # fmt: skip
-    kind = answer_dpo(loss, beta, weight)
+    kind = answer_dpo(loss, beta, tail)
     return kind(model, args=args, train_dataset=Dataset.from_list(rows), processing_class=tokenizer)
 
 
@@ -83,9 +91,12 @@ def step(made: Any, theirs: bool) -> tuple[float, torch.Tensor]:
     return loss.item(), torch.cat([p.grad.flatten() for p in made.model.parameters() if p.grad is not None])
 
 
+@pytest.mark.parametrize("tail", [1.0, 0.4, 0.0])
 @pytest.mark.parametrize(("loss", "weight"), [("sigmoid", 0.0), ("sigmoid", 0.3), ("ipo", 0.0)])
-def test_the_same_loss_and_gradients_as_trl(llama: Path, tmp_path: Path, loss: str, weight: float) -> None:
-    made = trainer(llama, tmp_path, loss, 0.3, weight)
+def test_the_same_loss_and_gradients_as_trl(
+    llama: Path, tmp_path: Path, loss: str, weight: float, tail: float
+) -> None:
+    made = trainer(llama, tmp_path, loss, 0.3, weight, tail)
     nudge(made.model, 0.05)  # away from the reference, where the loss depends on the tokens it looks at
     own, gradient = step(made, theirs=False)
     expected, theirs = step(made, theirs=True)
