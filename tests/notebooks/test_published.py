@@ -37,7 +37,7 @@ def test_speech() -> None:
 
 
 def test_preferences() -> None:
-    """What should be declined is not declined more often than by SFT: that is not asserted, and the notebook says so."""
+    """Nothing is asserted of declining when it is due: that did not improve, and the notebook says so."""
     record = published("05")
     preference, rate = record.metrics["preference_accuracy"], record.metrics["rubric_win_rate"]
     assert record.headline == "preference_accuracy"
