@@ -113,7 +113,7 @@ def calls(file: Path, start: int) -> Path:
 
 def test_own_calls_and_own_other_speech_with_lora_and_replay(tmp_path: Path) -> None:
     own, other = calls(tmp_path / "calls.jsonl", 0), calls(tmp_path / "meetings.jsonl", 200)
-    given = {"METHOD": "lora", "REPLAY": 0.5, "ARMS": ["replay"], "MIX": -1.0, "TOGETHER": 0.0, "MASKED": 0.05}
+    given = {"METHOD": "lora", "REPLAY": 0.5, "ARMS": ["replay"], "MIX": -1.0, "EPOCHS": 1.0, "MASKED": 0.05}
     record = smoke_run(batch.find("04"), tmp_path / "run", DATA=str(own), GENERAL=str(other), **given)
     assert record.data.source == "calls.jsonl"
     assert "keyword_recall" not in record.metrics
