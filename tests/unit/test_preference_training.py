@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -24,18 +25,21 @@ ROWS = [
     {
         "prompt": chat(t),
         "chosen": [{"role": "assistant", "content": a}],
-        "rejected": [{"role": "assistant", "content": f"{a[::-1]} and so on" if i % 2 else a[: len(a) // 2 :][::-1]}],
+        "rejected": [{"role": "assistant", "content": f"{a[::-1]} and so on" if i % 2 else a[: len(a) // 2][::-1]}],
     }
     for i, (t, a) in enumerate(zip(TEXTS, ANSWERS, strict=True))
 ]
 
 
-def answer_dpo(loss: str, beta: float, tail: float) -> type[trl.DPOTrainer]:
+def defined(loss: str, beta: float, tail: float, policy: Any, tokenizer: Any) -> dict[str, Any]:
+    """What the notebook's cells define: `AnswerDPO` and `with_reference`."""
     cells = {cell.id: cell.source for cell in nbformat.read(recipes.find("05"), as_version=4).cells}
-    names: dict[str, Any] = {"LOSS": loss, "BETA": beta, "TAIL": tail, "np": np}
-    names |= {"profile": SimpleNamespace(device="cpu"), "models": models, "torch": torch}
-    exec(cells["loss"] + "\n" + cells["dpo-trainer"], names)
-    return names["AnswerDPO"]
+    names: dict[str, Any] = {"LOSS": loss, "BETA": beta, "TAIL": tail, "np": np, "Dataset": Dataset}
+    names |= {"profile": SimpleNamespace(device="cpu"), "models": models, "torch": torch, "logprobs": logprobs}
+    names |= {"policy": policy, "tokenizer": tokenizer}
+    names["sft"] = SimpleNamespace(accelerator=SimpleNamespace(autocast=nullcontext))
+    exec("\n".join([cells["loss"], cells["dpo-trainer"], cells["pairs-rows"].split("\n\n\ndef alike")[0]]), names)
+    return names
 
 
 def policy(folder: Path, adapter: str = "default") -> tuple[Any, Any]:
@@ -59,24 +63,14 @@ def trainer(
     folder: Path, out: Path, loss: str = "sigmoid", beta: float = 0.1, weight: float = 0.0, tail: float = 1.0
 ) -> Any:
     model, tokenizer = policy(folder)
-    prompts = [row["prompt"] for row in ROWS]
-    rows = [dict(row) for row in ROWS]
-    for side in ("chosen", "rejected"):
-        known = logprobs.of_answers(model, tokenizer, prompts, [row[side][0]["content"] for row in rows])
-        rows = [row | {f"ref_{side}_logps": x} for row, x in zip(rows, known, strict=True)]
-    for row in rows:
-        both = min(len(row[f"ref_{side}_logps"]) for side in ("chosen", "rejected"))
-        for side in ("chosen", "rejected"):
-            x = row[f"ref_{side}_logps"]
-            row[f"ref_{side}_logps"] = float(x[:both].sum() + tail * x[both:].sum())
+    names = defined(loss, beta, tail, model, tokenizer)
     both = {"loss_type": [loss, "sft"], "loss_weights": [1.0, weight]} if weight else {"loss_type": [loss]}
     args = trl.DPOConfig(
         output_dir=str(out), use_cpu=True, bf16=False, gradient_checkpointing=False, report_to="none", beta=beta,
-        ld_alpha=tail,
-        num_train_epochs=1, per_device_train_batch_size=2, logging_steps=1, disable_tqdm=True, **both,
+        ld_alpha=tail, num_train_epochs=1, per_device_train_batch_size=2, logging_steps=1, disable_tqdm=True, **both,
     )  # fmt: skip
-    kind = answer_dpo(loss, beta, tail)
-    return kind(model, args=args, train_dataset=Dataset.from_list(rows), processing_class=tokenizer)
+    rows = names["with_reference"]([dict(row) for row in ROWS])
+    return names["AnswerDPO"](model, args=args, train_dataset=rows, processing_class=tokenizer)
 
 
 def all_rows(made: Any) -> dict[str, torch.Tensor]:
