@@ -16,7 +16,7 @@ from conftest import RECORD
 from test_batch import PIDS, WRITE, gone, make
 
 import cookbook
-from cookbook import batch, cli, doctor, recipes, results
+from cookbook import batch, cli, console, doctor, recipes, results
 from cookbook.batch import Cell, RunStatus
 
 ROOT = Path(cookbook.__file__).parents[1]
@@ -163,7 +163,7 @@ def test_report_of_a_good_run(
         return finished("ok", here / "my run")
 
     monkeypatch.setattr(batch, "run_one", run)
-    monkeypatch.setattr(cli, "QUIET_SECONDS", 0)
+    monkeypatch.setattr(console, "QUIET_SECONDS", 0)
     given = ["-p", "SEED", "1", "-p", "OUTPUT_DIR", "my run", "-p", "LEARNING_RATE=1e-3", "--timeout", "9"]
     code, out, err = call(capsys, "run", "01", *given)
     assert (code, err) == (0, "")
