@@ -6,7 +6,6 @@ which every cell looks completed, so `status.json` says what happened.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import subprocess
@@ -18,6 +17,7 @@ from contextlib import contextmanager, suppress
 from datetime import datetime
 from itertools import chain
 from pathlib import Path
+from threading import Event
 from typing import Any, Literal
 from uuid import uuid4
 
@@ -27,7 +27,7 @@ from pydantic import BaseModel, JsonValue, ValidationError
 
 from cookbook import results
 from cookbook.ledger import PROGRESS
-from cookbook.recipes import ROOT, Recipe, RequestError, check_parameters, find, recipes
+from cookbook.recipes import ROOT, Recipe, RequestError, check_parameters, code_hash, find, recipes
 
 __all__ = ["Cell", "Recipe", "RequestError", "RunStatus", "check_parameters", "find", "recipes", "run_one"]
 
@@ -44,14 +44,17 @@ class Cell(BaseModel):
 
 
 class RunStatus(BaseModel):
-    """What `status.json` holds. `cell` is the last one begun, `error` is empty if the run is ok."""
+    """What `status.json` holds.
+
+    `cell` is the last one begun, `error` is empty if the run is ok, `code_sha256` is of the code cells.
+    """
 
     status: Literal["ok", "cell_error", "kernel_died", "timeout", "no_results", "interrupted"]
     seconds: float
     error: str
     cell: Cell | None
     notebook: str
-    notebook_sha256: str
+    code_sha256: str
     parameters: dict[str, JsonValue]
     started: datetime
 
@@ -63,6 +66,8 @@ def run_one(
     *,
     timeout: float | None = None,
     progress: Progress | None = None,
+    environment: Mapping[str, str] | None = None,
+    stop: Event | None = None,
 ) -> RunStatus:
     """Run a notebook into `output_dir` and write its `status.json`; a failed run is a status, no exception.
 
@@ -74,12 +79,15 @@ def run_one(
         timeout: seconds for the whole run.
         progress: called with events: `{"kind": "cell", "number", "total", "id", "line", "heading"}` as a
             cell begins, and the lines of `progress.jsonl` with `"kind": "stage"`.
+        environment: more variables for the run's processes.
+        stop: when it is set, the run ends as by Ctrl-C; for runs in other threads than the first.
 
     Raises:
         RequestError: the folder cannot be written, or another run is writing it.
     """
     folder = Path(os.path.abspath(output_dir))
-    begun, started, source = results.now(), time.monotonic(), Path(notebook).read_bytes()
+    begun, started = results.now(), time.monotonic()
+    code = code_hash(json.loads(Path(notebook).read_text(encoding="utf-8"))["cells"])
     seen: dict[str, Any] = {}
 
     def watch(event: dict[str, Any]) -> None:
@@ -95,7 +103,7 @@ def run_one(
             error=error[:2000],
             cell=Cell(**{key: cell[key] for key in Cell.model_fields}) if cell and status != "ok" else None,
             notebook=Path(notebook).name,
-            notebook_sha256=hashlib.sha256(source).hexdigest(),
+            code_sha256=code,
             parameters=dict(parameters),
             started=begun,
         )
@@ -106,7 +114,7 @@ def run_one(
         for stale in ("status.json", "results.json", "executed.ipynb", PROGRESS):
             (folder / stale).unlink(missing_ok=True)
         try:
-            said = _run_child(Path(notebook), folder, dict(parameters), timeout, watch)
+            said = _run_child(Path(notebook), folder, dict(parameters), timeout, watch, environment or {}, stop)
         except subprocess.TimeoutExpired:
             return close("timeout", f"the run took longer than {timeout:g} seconds and was stopped")
         except BaseException as error:
@@ -135,17 +143,23 @@ def _judge(folder: Path, outcome: dict[str, Any] | None, said: str) -> tuple[str
 
 
 def _run_child(
-    notebook: Path, folder: Path, parameters: dict[str, Any], timeout: float | None, watch: Progress
+    notebook: Path,
+    folder: Path,
+    parameters: dict[str, Any],
+    timeout: float | None,
+    watch: Progress,
+    more: Mapping[str, str],
+    stop: Event | None,
 ) -> str:
     """Run the notebook in a process of its own; afterwards none of its processes is left.
 
-    Returns the end of what it wrote on stderr; raises TimeoutExpired.
+    Returns the end of what it wrote on stderr; raises TimeoutExpired, and KeyboardInterrupt when told to stop.
     """
     token, deadline = uuid4().hex, time.monotonic() + (timeout or float("inf"))
     with tempfile.TemporaryDirectory(prefix="cookbook-") as work, open(f"{work}/log", "w+b") as log:
         request = {"notebook": str(notebook.resolve()), "folder": str(folder), "parameters": parameters}
         Path(work, "request.json").write_text(json.dumps(request), encoding="utf-8")
-        tails = _Tail(Path(work, "events.jsonl"), "cell"), _Tail(folder / PROGRESS, "stage")
+        tails = Tail(Path(work, "events.jsonl"), "cell"), Tail(folder / PROGRESS, "stage")
         child = None
         try:
             child = subprocess.Popen(
@@ -153,7 +167,7 @@ def _run_child(
                 stdin=subprocess.PIPE,  # its end tells the child that this process is gone
                 stdout=log,
                 stderr=log,
-                env=_environment(folder, token),
+                env=_environment(folder, token) | dict(more),
                 start_new_session=True,  # Ctrl-C reaches this process alone, which then ends the others
                 creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),
             )
@@ -164,6 +178,8 @@ def _run_child(
                 ended = child.returncode is not None
                 for event in chain(*tails):
                     watch(event)
+                if not ended and stop and stop.is_set():
+                    raise KeyboardInterrupt
                 if not ended and time.monotonic() > deadline:
                     raise subprocess.TimeoutExpired(notebook.name, timeout or 0)
         finally:
@@ -219,7 +235,7 @@ def _locked(folder: Path) -> Iterator[None]:
         lock.release()
 
 
-class _Tail:
+class Tail:
     """The new lines of a JSONL file that another process writes, empties or has yet to make."""
 
     def __init__(self, path: Path, kind: str) -> None:

@@ -1,11 +1,11 @@
-"""`cookbook list | run | doctor`. Exit codes: 0 ok, 1 the run failed, 2 a request that cannot be run."""
+"""`cookbook list | run | sweep | doctor`. Exit codes: 0 ok, 1 the run failed, 2 a request that cannot be run."""
 
 from __future__ import annotations
 
 import signal
 import sys
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Annotated, NoReturn
 
@@ -73,11 +73,9 @@ def run(
     ] = None,
 ) -> None:
     """Run one recipe: the executed notebook, its record and the model go to one folder."""
-    for name in ("SIGTERM", "SIGHUP"):  # by default these would end this process and leave the run alone
-        if hasattr(signal, name):
-            signal.signal(getattr(signal, name), lambda number, _: sys.exit(128 + number))
-    console, show = terminal(), None
-    try:
+    _end_by_signals()
+    console = terminal()
+    with _requests():
         notebook = batch.find(recipe)
         values = batch.check_parameters(notebook, _given(parameter or []))
         chosen = values.pop("OUTPUT_DIR", "")  # the launcher's variable: no path in the notebook
@@ -85,18 +83,56 @@ def run(
         console.print(f"{notebook.stem} → {here(folder)}", markup=False, highlight=False)
         with Show(console) as show:
             status = batch.run_one(notebook, folder, values, timeout=timeout, progress=show)
-    except batch.RequestError as error:
-        typer.echo(f"cookbook: {error}", err=True)
-        raise typer.Exit(2) from None
-    except KeyboardInterrupt:
-        typer.echo("interrupted; nothing is left running", err=True)
-        raise typer.Exit(130) from None
     if status.status != "ok":
         typer.echo(f"The notebook as far as it came: {here(folder / 'executed.ipynb')}")
         sys.stdout.flush()
         typer.echo(failure(status), err=True)
         raise typer.Exit(1)
     report(console, recipe, folder, results.read(folder))
+
+
+@app.command()
+def sweep(
+    what: Annotated[str, typer.Argument(metavar="SWEEP", help="a sweep file (YAML), or a recipe with -p")],
+    parameter: Annotated[
+        list[str] | None,
+        typer.Option("-p", "--parameter", metavar="NAME VALUES", help="one value, A,B,C, or 0..4; may be repeated"),
+    ] = None,
+    engine: Annotated[str, typer.Option(help="local, or ray: a cluster")] = "local",
+    workers: Annotated[int, typer.Option(min=0, help="runs at a time here; 0: one, or one for each GPU")] = 0,
+    output_dir: Annotated[Path | None, typer.Option(help="where the runs go; else runs/NAME")] = None,
+    timeout: Annotated[float | None, typer.Option(min=1, metavar="SECONDS", help="stop a run after so long")] = None,
+    part: Annotated[str, typer.Option(metavar="K/N", help="only the K-th of N parts, for job arrays")] = "",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="show the plan and start nothing")] = False,
+) -> None:
+    """Run a recipe many times: a grid, a list or random draws, over seeds; again, it runs what is missing."""
+    from cookbook import board, launching, sweepfile
+    from cookbook import sweep as sweeps
+
+    _end_by_signals()
+    console = terminal()
+    with _requests():
+        file = Path(what).expanduser()
+        asked, lines, known = None, {}, file.suffix in (".yaml", ".yml")
+        if known:
+            asked, lines = sweepfile.read(file)
+        if asked is None or parameter:
+            asked = sweepfile.from_words(asked.recipe if asked else what, parameter or [], asked)
+        asked = asked.model_copy(update={"timeout": timeout or asked.timeout})
+        default = output_dir or (Path(asked.output_dir) if asked.output_dir else None)
+        target = default or (Path("runs") / file.stem if known else None)
+        plan = sweeps.part(sweeps.plan(asked, target, file=what if known else "", lines=lines), part)
+        at_once = workers or launching.default_workers()
+        board.show_plan(console, plan, at_once, engine)
+        if dry_run or not plan.to_do:
+            raise typer.Exit(0)
+        with board.Board(console, plan, at_once) as seen:
+            try:
+                launching.run(plan, engine=engine, workers=at_once, tell=seen)
+            except launching.StoppedError as error:
+                typer.echo(f"cookbook: {error}", err=True)
+    board.show_end(console, plan, seen)
+    raise typer.Exit(int(bool(seen.failed or seen.left)))
 
 
 @app.command()
@@ -110,6 +146,25 @@ def doctor() -> None:
         fixes += [f"{finding.name}: {finding.fix}"] if finding.fix else []
     typer.echo(f"fix {' | '.join(fixes)}" if fixes else "ready")
     raise typer.Exit(bool(fixes))
+
+
+def _end_by_signals() -> None:
+    for name in ("SIGTERM", "SIGHUP"):  # by default these would end this process and leave its runs alone
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), lambda number, _: sys.exit(128 + number))
+
+
+@contextmanager
+def _requests() -> Iterator[None]:
+    """A request that cannot be run ends with 2 and its reason, Ctrl-C with 130."""
+    try:
+        yield
+    except batch.RequestError as error:
+        typer.echo(f"cookbook: {error}", err=True)
+        raise typer.Exit(2) from None
+    except KeyboardInterrupt:
+        typer.echo("interrupted; nothing is left running", err=True)
+        raise typer.Exit(130) from None
 
 
 def _given(pairs: list[str]) -> dict[str, str]:

@@ -73,10 +73,15 @@ class Show:
         elif event.get("event") == "end" and "stage" in event:
             self._print(f"  {event['stage']:<12} {event.get('seconds', 0):7.0f} s {gigabytes(event):>9}")
         elif event.get("event") != "start":
-            facts = "  ".join(f"{k} {v:.4g}" for k, v in event.items() if k != "time" and _is_number(v))
-            self._bar.update(self._task, description=f"{self._heading[:30]}  {facts}")
+            said = facts(event)
+            self._bar.update(self._task, description=f"{self._heading[:30]}  {said}")
             if not self._bar.console.is_terminal and time.monotonic() - self._said > QUIET_SECONDS:
-                self._print(f"  {facts}")
+                self._print(f"  {said}")
+
+
+def facts(event: dict[str, Any]) -> str:
+    """The numbers of a progress event, such as step and loss."""
+    return "  ".join(f"{k} {v:.4g}" for k, v in event.items() if k != "time" and _is_number(v))
 
 
 def _is_number(value: Any) -> bool:

@@ -8,7 +8,6 @@ large is not written.
 from __future__ import annotations
 
 import base64
-import hashlib
 import io
 import json
 import re
@@ -36,8 +35,7 @@ class PublishError(RuntimeError):
 
 def sources_hash(notebook: Any) -> str:
     """16 hex digits over the sources of the code cells: outputs belong to exactly these."""
-    parts = [cell.source for cell in notebook.cells if cell.cell_type == "code"]
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
+    return recipes.code_hash(notebook.cells)[:16]
 
 
 def record_of(notebook: Path) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import hashlib
 import importlib
 import json
 import os
@@ -11,6 +12,7 @@ from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from difflib import get_close_matches
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -105,7 +107,7 @@ def check_parameters(notebook: Path, given: Mapping[str, Any]) -> dict[str, Any]
     Raises:
         RequestError: naming every problem.
     """
-    known, problems = _inspect(notebook), []
+    known, problems = inspect(notebook), []
     values: dict[str, Any] = {}
     for name, value in given.items():
         if name not in known:
@@ -138,8 +140,18 @@ def check_parameters(notebook: Path, given: Mapping[str, Any]) -> dict[str, Any]
     return values
 
 
-def _inspect(notebook: Path) -> dict[str, tuple[str, Any, str]]:
-    """Type, default and help of each parameter, as Papermill sees them."""
+def inspect(notebook: Path) -> dict[str, tuple[str, Any, str]]:
+    """Type, default and help of each parameter of a notebook, as Papermill sees them.
+
+    Raises:
+        RequestError: it is not a readable notebook.
+    """
+    path = Path(notebook)
+    return dict(_inspect(path, path.stat().st_mtime_ns if path.exists() else 0))
+
+
+@lru_cache(maxsize=16)
+def _inspect(notebook: Path, _: int) -> dict[str, tuple[str, Any, str]]:
     import papermill
 
     try:
@@ -155,6 +167,12 @@ def _inspect(notebook: Path) -> dict[str, tuple[str, Any, str]]:
         kind = type(default).__name__ if kind == "None" else kind
         known[name] = ("list[str]" if kind == "list" else kind, default, facts["help"])
     return known
+
+
+def code_hash(cells: Iterable[Mapping[str, Any]]) -> str:
+    """sha256 over the sources of the code cells: prose and outputs do not change what a notebook does."""
+    parts = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
 def _convert(kind: str, value: Any) -> Any:
@@ -220,18 +238,27 @@ def _data(value: str, every: Mapping[str, Any], notebook: Path) -> str:
         return _place(value)
     text = notebook.read_text(encoding="utf-8")
     sample = re.search(r"data\.sample\(\W+(\w+)", text)  # the one it loads first
-    fallback = data.sample(sample[1]) if sample else None
-    if "audio.load(" in text:
-        importlib.import_module("cookbook.audio").load(path)
-    elif "pairs.load(" in text:
-        importlib.import_module("cookbook.pairs").load(path, fallback=fallback)
-    elif "data.load(" in text or not path.exists():
-        columns = every.get("TARGET_COLUMNS") or []
-        columns = [c.strip() for c in columns.split(",")] if isinstance(columns, str) else columns
-        column, several = every.get("INPUT_COLUMN") or "", "data.parts(" in text
-        for part in data.parts(path).values() if several else [path]:
-            data.load(part, input_column=column, target_columns=columns, fallback=None if several else fallback)
+    columns = every.get("TARGET_COLUMNS") or []
+    columns = [c.strip() for c in columns.split(",")] if isinstance(columns, str) else columns
+    stamp = path.absolute(), max((f.stat().st_mtime_ns for f in files), default=0)
+    _read_data(text, path, sample[1] if sample else "", every.get("INPUT_COLUMN") or "", tuple(columns), stamp)
     return _place(value)
+
+
+@lru_cache(maxsize=64)  # the runs of a sweep read the same data
+def _read_data(notebook: str, path: Path, sample: str, column: str, columns: tuple[str, ...], _: Any) -> None:
+    """Read data the way the notebook does; its faults are raised. The last argument tells changed files apart."""
+    from cookbook import data
+
+    fallback = data.sample(sample) if sample else None
+    if "audio.load(" in notebook:
+        importlib.import_module("cookbook.audio").load(path)
+    elif "pairs.load(" in notebook:
+        importlib.import_module("cookbook.pairs").load(path, fallback=fallback)
+    elif "data.load(" in notebook or not path.exists():
+        several = "data.parts(" in notebook
+        for part in data.parts(path).values() if several else [path]:
+            data.load(part, input_column=column, target_columns=list(columns), fallback=None if several else fallback)
 
 
 def _near(word: str, options: Iterable[str]) -> str:

@@ -163,7 +163,7 @@ def test_executed_notebook(runs: dict[str, RunStatus], root: Path) -> None:
     assert "ok 7 0.5 ['a']" in text  # the working directory and the parameters
     assert not [place for place in (str(root), str(recipes.ROOT), sys.prefix) if place in text]
     assert runs["ok"].parameters == {"SEED": 7, "LEARNING_RATE": 0.5, "RANKS": ["a"]}
-    assert len(runs["ok"].notebook_sha256) == 64
+    assert len(runs["ok"].code_sha256) == 64
 
 
 def test_progress(runs: dict[str, RunStatus], events: list[dict[str, Any]]) -> None:
@@ -225,7 +225,7 @@ def test_a_kernel_that_never_started_is_tried_twice(
 
 def test_tail_waits_for_whole_lines_and_starts_again(tmp_path: Path) -> None:
     file = tmp_path / "progress.jsonl"
-    tail = batch._Tail(file, "stage")
+    tail = batch.Tail(file, "stage")
     assert list(tail) == []
     file.write_text('{"a": 1}\nnonsense\n{"b": ')
     assert list(tail) == [{"kind": "stage", "a": 1}]

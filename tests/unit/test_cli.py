@@ -135,7 +135,7 @@ def test_bad_requests(capsys: pytest.CaptureFixture[str], arguments: list[str], 
 def finished(status: str, folder: Path, **more: Any) -> RunStatus:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "results.json").write_text(json.dumps(RECORD))
-    known = {"notebook": "n", "notebook_sha256": "0", "parameters": {}, "started": results.now(), "error": ""}
+    known = {"notebook": "n", "code_sha256": "0", "parameters": {}, "started": results.now(), "error": ""}
     return RunStatus(**{**known, "status": status, "seconds": 1.0, "cell": None, **more})
 
 
