@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
+from pathlib import Path
 from typing import Any
 
 from IPython.display import display
@@ -34,10 +35,15 @@ class LiveLoss(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.steps = state.max_steps
+        if state.global_step:  # resumed: what was logged before the stop
+            logged = [(entry["step"], entry) for entry in state.log_history if entry["step"] <= state.global_step]
+            self.train = [(step, entry["loss"]) for step, entry in logged if "loss" in entry]
+            self.validation = [(step, entry["eval_loss"]) for step, entry in logged if "eval_loss" in entry]
         self._handle = display(self._draw(), display_id=True)
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        set_seed(self.seed + round(state.epoch or 0))  # the order of rows must not depend on evaluations before
+        # The order of rows must not depend on evaluations before; a resumed epoch has its own order again.
+        set_seed(self.seed + int((state.epoch or 0) + 1e-6))
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self._began = time.perf_counter()
@@ -56,6 +62,11 @@ class LiveLoss(TrainerCallback):
             self.validation.append((state.global_step, float(logs["eval_loss"])))
         if self._handle and (len(self.train) % DRAW_EVERY == 0 or "eval_loss" in logs):
             self._handle.update(self._draw())
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if abs(state.epoch - round(state.epoch)) < 1e-6:  # a resumed training would load it after the epoch's seed
+            for file in Path(args.output_dir, f"checkpoint-{state.global_step}").glob("rng_state*.pth"):
+                file.unlink()
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if self._handle:

@@ -1,0 +1,78 @@
+"""Training that was stopped goes on from its last checkpoint, if it is the very same training."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from transformers import Trainer
+from transformers.trainer_utils import get_last_checkpoint
+
+from cookbook import results
+
+KEY = "training.json"  # beside the checkpoints: what they are checkpoints of
+PLACES = ("output_dir", "logging_dir", "run_name", "hub_model_id", "hub_token", "push_to_hub_token")
+WHOLE = ("trainer_state.json", "optimizer.pt", "scheduler.pt")  # the last files of a checkpoint
+
+
+def checkpoint(trainer: Trainer, parameters: Mapping[str, Any]) -> str | None:
+    """What to give to `trainer.train(resume_from_checkpoint=…)`: the last checkpoint in its `output_dir`, or None.
+
+    Only a checkpoint of the same training counts: the same parameters of the notebook, arguments of the trainer,
+    adapter configuration, trained weights (names and shapes) and rows. Others are removed, so a changed recipe
+    begins anew. Nothing is resumed where the arguments save no checkpoints.
+    """
+    folder = Path(trainer.args.output_dir)
+    key = _key(trainer, parameters)
+    same = (folder / KEY).is_file() and (folder / KEY).read_text(encoding="utf-8") == json.dumps(key, indent=1)
+    if not same:
+        shutil.rmtree(folder, ignore_errors=True)
+    if str(trainer.args.save_strategy.value) == "no":
+        return None
+    for half in folder.glob("checkpoint-*"):  # left by a kill in the midst of saving
+        if not all((half / name).is_file() for name in WHOLE):
+            shutil.rmtree(half)
+    folder.mkdir(parents=True, exist_ok=True)
+    results.write_json(folder / KEY, key)
+    found = get_last_checkpoint(str(folder))
+    if found:
+        # The evaluation at the start is done; the one at the end of a pass comes after that pass's checkpoint.
+        state = json.loads((Path(found) / "trainer_state.json").read_text(encoding="utf-8"))
+        at_end = abs(state["epoch"] - round(state["epoch"])) < 1e-6
+        trainer.args.eval_on_start = at_end and trainer.args.eval_strategy.value == "epoch"
+        print(f"resumed from {Path(found).name}")
+    return found
+
+
+def clear(folder: Path) -> None:
+    """Remove the checkpoints of a run: its record stands, and they take several times the model's room."""
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _key(trainer: Trainer, parameters: Mapping[str, Any]) -> dict[str, Any]:
+    model, rows = trainer.model, trainer.train_dataset
+    arguments = {k: v for k, v in trainer.args.to_dict().items() if k not in PLACES}
+    adapters = {name: config.to_dict() for name, config in getattr(model, "peft_config", {}).items()}
+    trained = [(name, list(weight.shape)) for name, weight in model.named_parameters() if weight.requires_grad]
+    digest = hashlib.sha256()
+    for row in rows:
+        digest.update(json.dumps(row, sort_keys=True, default=_plain).encode())
+    key = {
+        "parameters": dict(parameters),
+        "arguments": arguments,
+        "adapters": adapters,
+        "trained": trained,
+        "rows": digest.hexdigest(),
+        "versions": results.versions(),
+    }
+    return json.loads(json.dumps(key, sort_keys=True, default=_plain))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, set):
+        return sorted(map(str, value))
+    return value.tolist() if hasattr(value, "tolist") else str(value)
