@@ -131,10 +131,12 @@ def show_end(console: Console, plan: Plan, board: Board) -> None:
     counts = {"ok": board.ok, "done before": done, "failed": len(board.failed), "elsewhere": board.elsewhere}
     counts["not run"] = board.left
     lines = ["", ", ".join(f"{number} {word}" for word, number in counts.items() if number)]
-    for run, status in board.failed[:20]:
-        lines += [f"  {run.name}: {failure(status)}", f"    {here(run.folder / 'executed.ipynb')}"]
-    if len(board.failed) > 20:
-        lines.append(f"  and {len(board.failed) - 20} more: status.json in each run's folder says why")
+    causes: dict[str, list[Run]] = {}
+    for run, status in board.failed:
+        causes.setdefault(failure(status), []).append(run)
+    for cause, runs in causes.items():
+        names = "; ".join(run.name for run in runs[:3]) + (f" and {len(runs) - 3} more" if len(runs) > 3 else "")
+        lines += [f"  {cause}", f"    {names}", f"    {here(runs[0].folder / 'executed.ipynb')}"]
     if board.ok or done:
         lines += ["", "Next:", f"  cookbook compare {here(plan.folder)}"]
     for line in lines:

@@ -6,6 +6,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import shutil
 import uuid
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -199,8 +200,10 @@ def write_json(path: Path, value: Mapping[str, Any]) -> Path:
 
 
 def write(folder: Path, record: Results) -> Path:
-    """Write the record as `folder/results.json`: the last act of a run."""
-    return write_json(folder / "results.json", record.model_dump(mode="json"))
+    """Write the record as `folder/results.json`: the last act of a run, after which no checkpoint is needed."""
+    written = write_json(folder / "results.json", record.model_dump(mode="json"))
+    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+    return written
 
 
 def read(path: Path | str) -> Results:

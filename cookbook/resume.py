@@ -48,11 +48,6 @@ def checkpoint(trainer: Trainer, parameters: Mapping[str, Any]) -> str | None:
     return found
 
 
-def clear(folder: Path) -> None:
-    """Remove the checkpoints of a run: its record stands, and they take several times the model's room."""
-    shutil.rmtree(folder, ignore_errors=True)
-
-
 def _key(trainer: Trainer, parameters: Mapping[str, Any]) -> dict[str, Any]:
     model, rows = trainer.model, trainer.train_dataset
     arguments = {k: v for k, v in trainer.args.to_dict().items() if k not in PLACES}

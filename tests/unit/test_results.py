@@ -30,6 +30,13 @@ def record(**changes: Any) -> results.Results:
     return results.Results(**(deepcopy(RECORD) | changes))
 
 
+def test_checkpoints_go_when_the_record_stands(tmp_path: Path) -> None:
+    (tmp_path / "checkpoints" / "checkpoint-3").mkdir(parents=True)
+    (tmp_path / "model").mkdir()
+    results.write(tmp_path, record())
+    assert {path.name for path in tmp_path.iterdir()} == {"results.json", "model"}
+
+
 def test_round_trip(tmp_path: Path) -> None:
     path = results.write(tmp_path, record())
     assert path == tmp_path / "results.json"

@@ -17,7 +17,7 @@ import psutil
 import pytest
 from conftest import RECORD
 from test_batch import WRITE, make
-from test_cli import start
+from test_cli import call, start
 
 from cookbook import batch, launching, recipes, results, sweep, sweepfile
 from cookbook.recipes import RequestError
@@ -316,6 +316,29 @@ def test_two_launchers_share_the_work(notebook: Path, tmp_path: Path) -> None:
         ended = finish(plan)
     assert ended["SEED=0"] is None
     assert ended["SEED=1"] is not None and ended["SEED=1"].status == "ok"
+
+
+def test_plan_and_refusals_on_the_command_line(
+    notebook: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(notebook.parent)
+    Path("s.yaml").write_text(FILE + "fixed_typo: 1\n")
+    code, out, err = call(capsys, "sweep", "s.yaml")
+    assert (code, out, err) == (2, "", "cookbook: s.yaml:5: fixed_typo: no such key; did you mean fixed?\n")
+    Path("s.yaml").write_text(FILE + "seeds: 2\n")
+    code, out, err = call(capsys, "sweep", "s.yaml", "-p", "STEPS", "1..3", "--dry-run")
+    assert (code, err) == (0, "")
+    assert "6 runs; 6 to do, 1 at a time" in out and "STEPS: 1, 2, 3" in out and "not known yet" in out
+    assert not Path("runs").exists()  # nothing was started
+    for run in sweep.plan(Sweep(recipe="tiny.ipynb", seeds=2), Path("runs/s")).runs[:1]:
+        record(run, recipes.code_hash(json.loads(notebook.read_text())["cells"]))
+    words = ("sweep", "tiny.ipynb", "-p", "SEED", "0,1", "--output-dir", "runs/s", "--dry-run")
+    code, out, _ = call(capsys, *words)
+    assert "2 runs, 1 done before; 1 to do" in out and "about 0:00:02" in out
+    code, _, err = call(capsys, "sweep", "tiny.ipynb", "-p", "SEED")
+    assert (code, err) == (2, "cookbook: -p SEED: the value is missing; write -p NAME VALUE\n")
+    code, _, err = call(capsys, "sweep", "none.yaml")
+    assert (code, err) == (2, "cookbook: none.yaml: cannot be read (No such file or directory)\n")
 
 
 def test_a_thousand_recorded_runs(notebook: Path, tmp_path: Path) -> None:
