@@ -208,8 +208,9 @@ def _seconds(notebook: Path, parameters: Mapping[str, Any], runs: Iterable[Run])
         return statistics.median(seconds)
     with suppress(OSError, ValueError, KeyError, TypeError):
         record = json.loads((notebook.parent / "records" / f"{notebook.stem}.json").read_text(encoding="utf-8"))
-        default = recipes.inspect(notebook).get("PROFILE", ("", "", ""))[1]
-        asked = parameters.get("PROFILE", default)
-        if record["profile"] == asked or (asked == "auto" and record["profile"] == "cpu"):
-            return record["resources"]["seconds"]["total"]
+        asked = {name: default for name, (_, default, _) in recipes.inspect(notebook).items()} | dict(parameters)
+        profiles = (asked.get("PROFILE"), "cpu" if asked.get("PROFILE") == "auto" else None)
+        arms = {name: value for name, value in asked.items() if isinstance(value, bool | list)}  # what a run does
+        if record["profile"] in profiles and arms.items() <= record["parameters"].items():
+            return float(record["resources"]["seconds"]["total"])
     return None
