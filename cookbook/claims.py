@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -180,6 +180,42 @@ def weaker_method(scores: Mapping[str, Score], weaker: str, stronger: str, *, se
         f"[{low:+.3f}, {high:+.3f}], n={len(scores[weaker].rows)}"
     )
     return results.Claim(claim=claim, verdict=verdict, evidence=evidence)
+
+
+def compared(
+    claim: str,
+    scores: Mapping[str, Score],
+    pairs: Sequence[tuple[str, str]],
+    expected: Literal["less", "near", "more"],
+    *,
+    margin: float = 0.05,
+    seed: int = 0,
+    beside: str = "",
+) -> results.Claim:
+    """A sentence that ranks methods, from their scores on the same rows (higher is better, each row a mean of seeds).
+
+    "less" and "more" hold where the 95 % interval of the first minus the second of a pair lies below or above zero.
+    "near" holds where it lies above -`margin`, and does not where it lies below zero; in between nothing is shown.
+
+    Args:
+        pairs: the two methods of each comparison; those that were not both run are left out.
+        beside: a further sentence of evidence, on cost.
+    """
+    found, parts = [], []
+    for one, other in pairs:
+        if one in scores and other in scores:
+            low, high = interval(scores[other], scores[one], seed=seed)
+            change = scores[one].value - scores[other].value
+            shown = {"less": high < 0, "more": low > 0, "near": low > -margin}[expected]
+            found.append(1.0 if shown else 0.5 if expected == "near" and high >= 0 else 0.0)
+            parts.append(
+                f"{one} {scores[one].value:.3f}, {other} {scores[other].value:.3f}: {change:+.3f}, 95 % interval "
+                f"[{low:+.3f}, {high:+.3f}], n={len(scores[one].rows)}"
+            )
+    if not found:
+        return results.Claim(claim=claim, verdict=UNMEASURED, evidence="its methods were not among those run")
+    verdict = "holds" if min(found) == 1 else "holds in part" if max(found) > 0 else "does not hold here"
+    return results.Claim(claim=claim, verdict=verdict, evidence="; ".join([*parts, *filter(None, [beside])]))
 
 
 def many_adapters(

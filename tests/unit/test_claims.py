@@ -151,3 +151,42 @@ def test_speech_domain(gained: float, lost: float, verdict: str) -> None:
     probes = [results.Probe(probe="general_speech_wer", **moved(lost))]
     assert claims.speech_domain(gains, probes).verdict == verdict
     assert claims.speech_domain(gains, []).verdict == claims.UNMEASURED
+
+
+def scored(share: float, n: int = 200) -> evaluation.Score:
+    """A score of n rows of which this share is right, the right ones first."""
+    return evaluation.mean([float(i < share * n) for i in range(n)])
+
+
+@pytest.mark.parametrize(
+    ("expected", "share", "verdict"),
+    [
+        ("less", 0.5, "holds"),
+        ("less", 0.7, "does not hold here"),
+        ("less", 0.9, "does not hold here"),
+        ("more", 0.9, "holds"),
+        ("more", 0.7, "does not hold here"),
+        ("near", 0.7, "holds"),
+        ("near", 0.69, "holds"),
+        ("near", 0.9, "holds"),
+        ("near", 0.5, "does not hold here"),
+    ],
+)
+def test_compared(expected: str, share: float, verdict: str) -> None:
+    scores = {"lora": scored(share), "full": scored(0.7)}
+    claim = claims.compared("x", scores, [("lora", "full")], expected, beside="It took a second.")
+    assert claim.verdict == verdict
+    assert f"lora {share:.3f}, full 0.700: {share - 0.7:+.3f}" in claim.evidence
+    assert claim.evidence.endswith("n=200; It took a second.")
+
+
+def test_compared_in_part_and_not_at_all() -> None:
+    few = np.random.default_rng(0).permutation(20)
+    noisy = evaluation.mean([float(i < 14) for i in few])
+    other = evaluation.mean([float(i < 14) for i in few[::-1]])
+    unclear = claims.compared("x", {"lora": noisy, "full": other}, [("lora", "full")], "near")
+    assert unclear.verdict == "holds in part"  # neither shown to be near nor to be worse
+    scores = {"a": scored(0.5), "b": scored(0.7), "c": scored(0.5)}
+    assert claims.compared("x", scores, [("a", "b"), ("c", "a")], "less").verdict == "holds in part"
+    missing = claims.compared("x", scores, [("a", "d")], "less")
+    assert (missing.verdict, missing.evidence) == (claims.UNMEASURED, "its methods were not among those run")
