@@ -231,7 +231,7 @@ def _write_plan(plan: Plan) -> None:
 def _set_aside(folder: Path, old: Path) -> None:
     """Keep a run of an older version of the notebook, where `compare` does not look."""
     status = json.loads((old / "status.json").read_text(encoding="utf-8"))
-    target = folder / "superseded" / f"{old.name}_{status.get('code_sha256', '')[:8]}"
+    target = folder / ".superseded" / f"{old.name}_{status.get('code_sha256', '')[:8]}"
     target.parent.mkdir(exist_ok=True)
     shutil.rmtree(target, ignore_errors=True)
     with suppress(FileNotFoundError):

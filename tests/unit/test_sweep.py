@@ -210,7 +210,7 @@ def test_a_changed_notebook_is_run_again_and_nothing_is_lost(notebook: Path, tmp
     assert changed.runs[0].state == "outdated"
     finish(changed)
     assert sweep.plan(asked, tmp_path / "out").runs[0].state == "done"
-    (old,) = (tmp_path / "out" / "superseded").iterdir()
+    (old,) = (tmp_path / "out" / ".superseded").iterdir()
     assert results.read(old).recipe == "tiny"
 
 
