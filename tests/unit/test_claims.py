@@ -190,3 +190,12 @@ def test_compared_in_part_and_not_at_all() -> None:
     assert claims.compared("x", scores, [("a", "b"), ("c", "a")], "less").verdict == "holds in part"
     missing = claims.compared("x", scores, [("a", "d")], "less")
     assert (missing.verdict, missing.evidence) == (claims.UNMEASURED, "its methods were not among those run")
+
+
+@pytest.mark.parametrize(("loss", "verdict"), [(0.35, "holds"), (0.9, "holds in part"), (1.6, "does not hold here")])
+def test_first_rate(loss: float, verdict: str) -> None:
+    claim = claims.first_rate(1e-4, {1e-4: loss, 2e-3: 0.3}, 2.0)
+    assert claim.verdict == verdict
+    assert f"{loss:.3f} with a peak rate of 0.0001, 0.300 with 0.002" in claim.evidence
+    assert claims.first_rate(1e-4, {2e-3: 0.3}, 2.0).verdict == claims.UNMEASURED
+    assert claims.first_rate(1e-4, {1e-4: 2.2, 2e-3: 2.1}, 2.0).verdict == "does not hold here"
