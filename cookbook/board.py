@@ -114,8 +114,9 @@ class Board:
 
     def _table(self, now: float) -> Group:
         table = Table(box=None, header_style="bold", pad_edge=False)
-        for name in ("", "run", ""):
-            table.add_column(name, overflow="ellipsis", no_wrap=True)
+        wide = min(48, max(len(run.name) for run in self._plan.runs))
+        for name, width in ("", 9), ("run", wide), ("", None):  # where room is short the last column gives way
+            table.add_column(name, overflow="ellipsis", no_wrap=True, min_width=width, max_width=width)
         for word, run, text in self._last:
             table.add_row(word, escape(run.name), escape(text), style="red" if word == "failed" else "dim")
         for run, began, text in self._running.values():
