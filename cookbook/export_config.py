@@ -70,15 +70,17 @@ def _watched(s: Settings) -> bool:
 
 def axolotl(s: Settings) -> tuple[list[Key], list[str]]:
     """Keys of Axolotl's configuration, and what it does otherwise than the recipe."""
-    form = {"type": "chat_template", "field_messages": "messages", "message_field_training": "train"}
+    form: dict[str, Any] = {"ds_type": "json", "split": "train", "type": "chat_template"}
+    form |= {"field_messages": "messages", "message_field_training": "train"}
     form |= {"roles_to_train": ["assistant"], "train_on_eos": "turn"}
+    watched = form
     if s.method == "dpo":
-        form = {"type": "chat_template.default", "field_messages": "messages"}
-        form |= {"field_chosen": "chosen", "field_rejected": "rejected"}
-    files = {name: [{"path": _file(s, split), "ds_type": "json", "split": "train", **form}]
-             for name, split in (("datasets", "train"), ("test_datasets", "validation"))}  # fmt: skip
-    keys: list[Key] = [("base_model", s.base), ("datasets", files["datasets"])]
-    keys += [("test_datasets", files["test_datasets"])] if _watched(s) else [("val_set_size", 0.0)]
+        watched = {"split": "train", "type": "chat_template.default"}  # other keys get lost, and are the defaults
+        form = watched | {"field_messages": "messages", "field_chosen": "chosen", "field_rejected": "rejected"}
+    entries = {"train": [{"path": _file(s, "train"), **form}]}
+    entries["watched"] = [{"path": _file(s, "validation"), **watched}]
+    keys: list[Key] = [("base_model", s.base), ("datasets", entries["train"])]
+    keys += [("test_datasets", entries["watched"])] if _watched(s) else [("val_set_size", 0.0)]
     notes = []
     if s.rank:
         keys += [("adapter", "qlora" if s.four_bit else "lora"), ("load_in_4bit", s.four_bit), ("lora_r", s.rank)]
