@@ -9,7 +9,9 @@ TEST := $(ENV)/.cookbook-test
 WORKERS ?= 2
 NOTEBOOK ?= 01
 
-.PHONY: demo test quality lab lint notebooks clean
+TOOLS := .venv-tools/.cookbook-tools
+
+.PHONY: demo test quality tools lab lint notebooks clean
 .DEFAULT_GOAL := demo
 
 demo: $(CORE) ## fine-tune a real model and show what changed
@@ -21,6 +23,9 @@ test: $(TEST) ## unit tests, every notebook at smoke, the command line
 quality: $(TEST) ## train on the real model and assert what it must reach
 	@$(PY) -m pytest tests/quality
 
+tools: $(TOOLS) ## read the exports with Axolotl's, LLaMA-Factory's and Together's own code
+	@.venv-tools/bin/python -m pytest tests/tools
+
 lab: $(CORE) ## open the notebooks in JupyterLab
 	@$(PY) -m jupyterlab notebooks
 
@@ -31,7 +36,7 @@ notebooks: $(CORE) ## run the notebooks at the cpu profile and write their outpu
 	@$(PY) -m cookbook.publish
 
 clean:
-	rm -rf .venv runs .pytest_cache .ruff_cache *.egg-info
+	rm -rf .venv .venv-tools runs .pytest_cache .ruff_cache *.egg-info
 
 $(PY):
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; name one: make PYTHON=python3.12 $(MAKECMDGOALS)")'
@@ -47,3 +52,10 @@ $(TEST): pyproject.toml | $(PY)
 	@echo "Installing the cookbook and its tests into $(ENV) (some minutes and about 2 GB, once)"
 	@$(PY) -m pip install -q -e ".[test]"
 	@touch $@ $(CORE)
+
+$(TOOLS): pyproject.toml tests/tools/requirements.txt
+	@echo "Making the environment .venv-tools (some minutes and about 2 GB, once)"
+	@$(PYTHON) -m venv .venv-tools
+	@.venv-tools/bin/python -m pip install -q -e ".[test]"
+	@.venv-tools/bin/python -m pip install -q --no-deps -r tests/tools/requirements.txt
+	@touch $@

@@ -1,4 +1,4 @@
-"""`cookbook list | run | sweep | doctor`. Exit codes: 0 ok, 1 the run failed, 2 a request that cannot be run."""
+"""The command `cookbook`. Exit codes: 0 ok, 1 the run failed, 2 a request that cannot be run."""
 
 from __future__ import annotations
 
@@ -22,6 +22,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
+Parameters = Annotated[
+    list[str] | None, typer.Option("-p", "--parameter", metavar="NAME VALUE", help="set a parameter; may be repeated")
+]
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
@@ -63,10 +66,7 @@ def _headline(folder: Path) -> str:
 @app.command()
 def run(
     recipe: Annotated[str, typer.Argument(help="a number, a name, the beginning of one, or a path")],
-    parameter: Annotated[
-        list[str] | None,
-        typer.Option("-p", "--parameter", metavar="NAME VALUE", help="set a parameter; may be repeated"),
-    ] = None,
+    parameter: Parameters = None,
     output_dir: Annotated[Path | None, typer.Option(help="where the run goes; else runs/RECIPE")] = None,
     timeout: Annotated[
         float | None, typer.Option(min=1, metavar="SECONDS", help="stop the whole run after so long")
@@ -89,6 +89,43 @@ def run(
         typer.echo(failure(status), err=True)
         raise typer.Exit(1)
     report(console, recipe, folder, results.read(folder))
+
+
+@app.command("export-data")
+def export_data(
+    what: Annotated[str, typer.Argument(metavar="RECIPE|DATA", help="a recipe, or a file, folder or Hub id of data")],
+    tool: Annotated[str, typer.Option("--format", help="axolotl, llama-factory, openai, together, bedrock or nemo")],
+    output_dir: Annotated[Path | None, typer.Option(help="a new folder; else runs/RECIPE-FORMAT")] = None,
+    parameter: Parameters = None,
+) -> None:
+    """Write what a recipe trains on, or your data, in the form of another tool."""
+    from cookbook.export import export
+
+    with _requests():
+        folder, lines = export(what, tool, output_dir, _given(parameter or []))
+    typer.echo("\n".join([f"{here(folder)}, for {tool}:", *lines]))
+
+
+@app.command("export-config")
+def export_config(
+    recipe: Annotated[str, typer.Argument(help="a number, a name, the beginning of one, or a path")],
+    tool: Annotated[str, typer.Option(help="axolotl or llama-factory")],
+    parameter: Parameters = None,
+    part: Annotated[str, typer.Option(help="which run of several: a department of 03; sft or dpo of 05")] = "",
+    data_dir: Annotated[
+        Path | None, typer.Option(help="where export-data wrote to, if not to its own choice")
+    ] = None,
+    output: Annotated[Path | None, typer.Option(help="a new file; else it is printed")] = None,
+) -> None:
+    """Write a recipe's training run as the YAML of another tool."""
+    from cookbook.export import write_new
+    from cookbook.export_config import export_config
+
+    with _requests():
+        text = export_config(recipe, tool, _given(parameter or []), part=part, folder=data_dir)
+        if output:
+            write_new(output, text)
+    typer.echo(here(output) if output else text.rstrip())
 
 
 @app.command()

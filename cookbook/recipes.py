@@ -116,7 +116,7 @@ def check_parameters(notebook: Path, given: Mapping[str, Any]) -> dict[str, Any]
             continue
         kind, default, help_text = known[name]
         try:
-            values[name] = _convert(kind, value)
+            values[name] = convert(kind, value)
         except (ValueError, KeyError):
             about = f" ({help_text})" if help_text else ""
             problems.append(f"{name}: {value!r} is not a valid {kind}{about}; the default is {default!r}")
@@ -138,6 +138,16 @@ def check_parameters(notebook: Path, given: Mapping[str, Any]) -> dict[str, Any]
     if problems:
         raise RequestError("\n".join(problems))
     return values
+
+
+def parameters(notebook: Path, given: Mapping[str, Any]) -> dict[str, Any]:
+    """All parameters of a notebook: its defaults, and over them the given ones, checked as `check_parameters` does.
+
+    Raises:
+        RequestError: naming every problem.
+    """
+    checked = check_parameters(notebook, given)
+    return {name: default for name, (_, default, _) in inspect(notebook).items()} | checked
 
 
 def inspect(notebook: Path) -> dict[str, tuple[str, Any, str]]:
@@ -175,7 +185,12 @@ def code_hash(cells: Iterable[Mapping[str, Any]]) -> str:
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
-def _convert(kind: str, value: Any) -> Any:
+def convert(kind: str, value: Any) -> Any:
+    """A value in the type declared as `kind`: text is read, anything else must have that type already.
+
+    Raises:
+        ValueError: it is no such value.
+    """
     if not isinstance(value, str):
         return TYPES[kind].validate_python(value, strict=True)
     if not kind.startswith("list"):
