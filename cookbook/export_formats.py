@@ -115,7 +115,7 @@ FORMATS: dict[str, Format] = {
         preference={"": preferred},
         fewest=10,
         longest=65_536,
-        said="OpenAI's guide to supervised fine-tuning; the length is from the Azure OpenAI docs, for gpt-4o and gpt-4o-mini",
+        said="OpenAI's guide to supervised fine-tuning; the length as Azure documents it for gpt-4o models",
     ),
     "together": Format(
         sft={"": marked("weight", 0)},
