@@ -1,4 +1,4 @@
-"""`cookbook list | run | doctor`. Exit codes: 0 ok, 1 the run failed, 2 a request that cannot be run."""
+"""`cookbook list | run | compare | doctor`. Exit codes: 0 ok, 1 the run failed, 2 a request that cannot be run."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from cookbook import batch, results
-from cookbook.console import Show, failure, here, report, terminal
+from cookbook.console import Show, compared, failure, here, report, terminal
 
 app = typer.Typer(
     help="A fine-tuning cookbook: run its notebooks with your parameters, data and models.",
@@ -97,6 +97,37 @@ def run(
         typer.echo(failure(status), err=True)
         raise typer.Exit(1)
     report(console, recipe, folder, results.read(folder))
+
+
+@app.command()
+def compare(
+    paths: Annotated[
+        list[Path], typer.Argument(metavar="DIR...", help="run folders, folders with runs below them, record files")
+    ],
+    metric: Annotated[str, typer.Option(metavar="NAME", help="compare by this score; else by the headline")] = "",
+    by: Annotated[
+        str, typer.Option(metavar="PARAM[,PARAM...]", help="group by these; else by all that differ but the seed")
+    ] = "",
+    output_dir: Annotated[Path | None, typer.Option(help="write CSV, Markdown and an HTML page there")] = None,
+) -> None:
+    """Compare finished runs: score, forgetting, memory, time, cost and size, best first."""
+    from cookbook.compare import collect, comparisons
+
+    try:
+        runs, faults = collect(paths)
+        for path, why in faults:
+            typer.echo(f"cookbook: left out {path}: {why}", err=True)
+        done = comparisons(runs, metric, [name.strip() for name in by.split(",") if name.strip()])
+        compared(terminal(), done)
+        if output_dir:
+            from cookbook.compare_page import write
+
+            typer.echo("")
+            for file in write(output_dir, done, runs, faults):
+                typer.echo(f"wrote {here(file)}")
+    except batch.RequestError as error:
+        typer.echo(f"cookbook: {error}", err=True)
+        raise typer.Exit(2) from None
 
 
 @app.command()
