@@ -150,9 +150,8 @@ def _comparison(recipe: str, part: list[Run], metric: str, by: Sequence[str]) ->
     notes = []
     if len(scored) < len(done):
         which = next(run.path for run in done if run not in scored)
-        notes.append(
-            f"{len(done) - len(scored)} runs without a comparable {metric} are left out, one of them {which}."
-        )
+        missing = f"{len(done) - len(scored)} of {len(done)} runs, one of them {which}"
+        notes.append(f"Left out for want of a comparable {metric}: {missing}.")
     notes += _notes(scored, by or tuple(found[0].parameters), asked=bool(by))
     return Comparison(recipe, metric, higher, tuple(found[0].parameters), found, notes)
 

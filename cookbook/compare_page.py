@@ -30,7 +30,7 @@ body { background: #fff; color: #1c2733; font: 16px/1.5 system-ui, sans-serif; m
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; overflow-wrap: normal; }
 th, td { border-bottom: 1px solid #d5dbe1; padding: .35rem .6rem; text-align: right; vertical-align: top;
   white-space: nowrap; }
-th:first-child, td:last-child, .left { text-align: left; }
+th:first-child { text-align: left; }
 tbody th { font-weight: normal; white-space: pre-line; min-width: 11rem; }
 tr.best > * { background: #eaf3fb; }
 small { color: #4a5763; display: block; }

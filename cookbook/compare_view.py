@@ -18,7 +18,7 @@ UNITS = {
     "size": ("artifact size", "MB", 1e6),
     "cost": ("cost", "", 1),
 }
-OWN = "*"  # marks an interval that is of one seed
+OWN, FRONT = "*", "◆"  # mark an interval that is of one seed, and a cost in which no other group beats this one
 
 
 class Cell(NamedTuple):
@@ -39,49 +39,43 @@ class Drawing(NamedTuple):
 
 def cells(comparison: Comparison) -> tuple[list[str], list[list[Cell]]]:
     """The table for reading: the head, and a row a group, best first; columns without content are left out."""
-    head = [
-        "runs",
-        "seeds",
-        comparison.metric,
-        "change",
-        "forgetting",
-        "memory",
-        "training",
-        "cost",
-        "size",
-        "best in",
-    ]
-    rows = [_row(group) for group in comparison.groups]
-    alone = sum(group.after is not None for group in comparison.groups) == 1
-    kept = [
-        i for i, name in enumerate(head) if any(row[i].text for row in rows) and not (alone and name == "best in")
-    ]
+    head = ["runs", "seeds", comparison.metric, "change", "forgetting", "memory", "training", "cost", "size"]
+    known = [group for group in comparison.groups if group.after]
+    rows = [_row(group, marked=len(known) > 1) for group in comparison.groups]
+    kept = [i for i in range(len(head)) if any(row[i].text for row in rows)]
     return [head[i] for i in kept], [[row[i] for i in kept] for row in rows]
 
 
-def _row(group: Group) -> list[Cell]:
+def _row(group: Group, *, marked: bool) -> list[Cell]:
     failed = f"{len(group.failed)} failed" if group.failed else ""
     name = Cell("\n".join(f"{name} {shown(value)}" for name, value in group.parameters.items()) or "all runs")
     if not group.after or not group.change:
-        return [name, Cell("0", failed, 0), Cell("none finished"), *[Cell("")] * 7]
-    lost = Cell("") if group.forgotten is None else Cell(f"{group.forgotten:+.3f}", group.probe, group.forgotten)
-    money = Cell(f"{group.amount:.2f} {group.currency or '?'}", "", group.amount) if group.amount else Cell("")
+        return [name, Cell("0", failed, 0), Cell("none finished"), *[Cell("")] * 6]
+    lost = Cell("") if group.forgotten is None else Cell(number(group.forgotten, "+"), group.probe, group.forgotten)
+
+    def cost(name: str, second: str = "") -> Cell:
+        mark = f"{FRONT} " if marked and name in group.fronts else ""
+        return Cell(mark + _amount(name, group), second, getattr(group, COSTS[name]))
+
     return [
         name,
         Cell(str(group.seeds), failed, group.seeds),
-        Cell(f"{group.after.mean:.3f}", _range(group.after, ".3f"), group.after.mean),
-        Cell(f"{group.change.mean:+.3f}", _range(group.change, "+.3f"), group.change.mean),
+        Cell(number(group.after.mean), _range(group.after), group.after.mean),
+        Cell(number(group.change.mean, "+"), _range(group.change, "+"), group.change.mean),
         lost,
-        Cell(_amount("memory", group), "", group.memory_bytes),
-        Cell(_amount("seconds", group), f"of {group.total_seconds:.0f} s", group.train_seconds),
-        money,
-        Cell(_amount("size", group), "", group.artifact_bytes),
-        Cell(", ".join(group.fronts), "", -len(group.fronts)),
+        cost("memory"),
+        cost("seconds", f"of {group.total_seconds:.0f} s"),
+        cost("cost") if group.amount else Cell(""),
+        cost("size"),
     ]
 
 
-def _range(interval: Interval, style: str) -> str:
-    return f"{interval.low:{style}} to {interval.high:{style}}{OWN * (interval.seeds == 1)}"
+def number(value: float, sign: str = "") -> str:
+    return f"{value:{sign}.{3 if abs(value) < 10 else 1}f}"
+
+
+def _range(interval: Interval, sign: str = "") -> str:
+    return f"{number(interval.low, sign)} to {number(interval.high, sign)}{OWN * (interval.seeds == 1)}"
 
 
 def _amount(cost: str, group: Group) -> str:
@@ -89,7 +83,7 @@ def _amount(cost: str, group: Group) -> str:
     _, unit, scale = UNITS[cost]
     value = getattr(group, COSTS[cost]) / scale
     digits = 2 if cost in ("memory", "cost") or value < 1 else 1 if cost == "size" and value < 100 else 0
-    return f"{value:.{digits}f} {unit or group.currency}"
+    return f"{value:.{digits}f} {unit or group.currency or '?'}"
 
 
 def legend(comparisons: Sequence[Comparison]) -> list[str]:
@@ -102,7 +96,7 @@ def legend(comparisons: Sequence[Comparison]) -> list[str]:
         lines.append("forgetting: mean change of the probe that lost the largest share of its score.")
     lines.append("memory: the highest peak. training: mean seconds, of the whole run's.")
     if len(known) > len(comparisons):
-        lines.append("best in: no other row is as good and cheaper, or better and as cheap, going by the means.")
+        lines.append(f"{FRONT} no other row is as good and lower in this, or better and as low, going by the means.")
     return lines
 
 
@@ -110,19 +104,18 @@ def conclusion(comparison: Comparison) -> str:
     """The best group, and whether its interval stands clear of the next one's."""
     best, *rest = [group for group in comparison.groups if group.after]
     direction = "higher" if comparison.higher_is_better else "lower"
-    text = (
-        f"Best {comparison.metric} ({direction} is better): {best.after.mean:.3f}, {_said(best.after)}, {best.label}"
-    )
+    score = f"{number(best.after.mean)}, {_said(best.after)}"
+    text = f"Best {comparison.metric} ({direction} is better): {score}, {best.label}"
     if not rest:
         return f"{text}."
     apart = best.after.low > rest[0].after.high or best.after.high < rest[0].after.low
     how = "their intervals do not overlap" if apart else "their intervals overlap"
-    return f"{text}; next: {rest[0].after.mean:.3f}, {rest[0].label}; {how}."
+    return f"{text}; next: {number(rest[0].after.mean)}, {rest[0].label}; {how}."
 
 
 def _said(interval: Interval) -> str:
     over = "its test rows" if interval.seeds == 1 else f"{interval.seeds} seeds"
-    return f"95 % interval {interval.low:.3f} to {interval.high:.3f} over {over}"
+    return f"95 % interval {number(interval.low)} to {number(interval.high)} over {over}"
 
 
 def front_sentence(comparison: Comparison, cost: str) -> str:
@@ -133,19 +126,22 @@ def front_sentence(comparison: Comparison, cost: str) -> str:
     if len({(getattr(group, COSTS[cost]), group.after.mean) for group in edge}) == 1:
         return (
             f"None is better than {first.label}, and none lower in {title}: {comparison.metric} "
-            f"{first.after.mean:.3f} at {_amount(cost, first)}."
+            f"{number(first.after.mean)} at {_amount(cost, first)}."
         )
     gain = abs(last.after.mean - first.after.mean)
     more = _ratio(getattr(last, COSTS[cost]), getattr(first, COSTS[cost]))
     return (
         f"In {comparison.metric} and {title} {len(edge)} of {len(groups)} are not beaten, from {first.label} "
-        f"({first.after.mean:.3f} at {_amount(cost, first)}) to {last.label} ({last.after.mean:.3f} at "
-        f"{_amount(cost, last)}): {gain:.3f} better for {more}."
+        f"({number(first.after.mean)} at {_amount(cost, first)}) to {last.label} ({number(last.after.mean)} at "
+        f"{_amount(cost, last)}): {number(gain)} better for {more}."
     )
 
 
 def _ratio(larger: float, smaller: float) -> str:
-    return f"{larger / smaller:.2g} times as much" if smaller else "more than nothing"
+    if not smaller:
+        return "more than nothing"
+    ratio = larger / smaller
+    return f"{ratio:.2g} times as much" if ratio >= 2 else f"{100 * (ratio - 1):.2g} % more"
 
 
 def _numeric(comparison: Comparison) -> list[Group]:
@@ -163,11 +159,11 @@ def over_sentence(comparison: Comparison) -> str:
     ordered, name = _numeric(comparison), comparison.by[0]
     first, last, best = ordered[0], ordered[-1], next(group for group in comparison.groups if group.after)
     text = (
-        f"{comparison.metric} goes from {first.after.mean:.3f} at {first.label} to {last.after.mean:.3f} at "
+        f"{comparison.metric} goes from {number(first.after.mean)} at {first.label} to {number(last.after.mean)} at "
         f"{name} {shown(last.parameters[name])}"
     )
     where = "there" if best is last else f"at {shown(best.parameters[name])}"
-    return f"{text}; it is best {where} ({best.after.mean:.3f})."
+    return f"{text}; it is best {where} ({number(best.after.mean)})."
 
 
 def drawings(comparison: Comparison) -> Iterator[Drawing]:
@@ -205,7 +201,7 @@ def drawings(comparison: Comparison) -> Iterator[Drawing]:
             [group.after.mean for group in groups],
             costs,
             names,
-            named="\n".join(comparison.by),
+            named=", ".join(comparison.by),
             front=[i for i, group in enumerate(groups) if cost in group.fronts],
             intervals=[group.after[1:3] for group in groups],
             title=heading,

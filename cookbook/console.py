@@ -137,13 +137,11 @@ def compared(console: Console, comparisons: Sequence[Comparison]) -> None:
         title = escape(comparison.recipe)
         table = Table(box=None, header_style="bold", pad_edge=False, title=title, title_justify="left")
         for name in head:
-            folds = name in ("runs", "forgetting", "best in")
-            least = (
-                min(24, max(len(line) for row in rows for line in row[0].text.split("\n"))) if name == "runs" else 0
-            )
             short = "\n".join(line.replace("_ ", "_") for line in wrap(name.replace("_", "_ "), 16))
-            side = "left" if name in ("runs", "best in") else "right"
-            table.add_column(escape(short), justify=side, no_wrap=not folds, overflow="fold", min_width=least)
+            folds = name in ("runs", "forgetting")
+            table.add_column(escape(short), justify="right", no_wrap=not folds, overflow="fold")
+        table.columns[0].justify = "left"
+        table.columns[0].min_width = min(16, max(len(line) for row in rows for line in row[0].text.split("\n")))
         for i, row in enumerate(rows):
             lines = ["\n".join(filter(None, (cell.text, cell.second))) for cell in row]
             table.add_row(*map(escape, lines), style="bold" if i == 0 else None)

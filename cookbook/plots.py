@@ -25,7 +25,7 @@ STYLE = {
 }
 BEFORE, AFTER, THIRD = "#9aa5b1", "#1f6fb2", "#d97706"
 PLACES = ((7, 5), (-7, 5), (7, -5), (-7, -5), (0, 9), (0, -9), (14, 14), (-14, 14), (14, -14), (-14, -14))
-MOST_NAMES = 20  # of points; in a fuller figure only those on the front are named
+MOST_NAMES = 20  # in a fuller figure only points on the front are named, and of a longer front every second or so
 
 
 def losses(
@@ -211,22 +211,20 @@ def trade_off(
         steps = sorted((costs[i], values[i]) for i in front)
         axes.plot(*zip(*steps, strict=True), "-", color=AFTER, drawstyle="steps-post", label="front", zorder=1)
         others = [i for i in range(len(values)) if i not in set(front)]
-        looks = (others, "#5f6b76", "s", "beaten by another"), (front, AFTER, "o", "not beaten")
-        for part, colour, marker, label in looks:
+        looks = (others, "#5f6b76", "white", "s", "beaten by another"), (front, AFTER, AFTER, "o", "not beaten")
+        for part, colour, face, marker, label in looks:
             if part:
-                x, y, face = [costs[i] for i in part], [values[i] for i in part], colour if part is front else "white"
+                x, y = [costs[i] for i in part], [values[i] for i in part]
                 ends = [[values[i] - lows[i] for i in part], [highs[i] - values[i] for i in part]]
-                axes.errorbar(
-                    x, y, np.clip(ends, 0, None), fmt="none", ecolor=colour, alpha=0.5, linewidth=1.2, zorder=2
-                )
+                axes.errorbar(x, y, np.clip(ends, 0, None), fmt="none", ecolor=colour, alpha=0.5, zorder=2)
                 axes.plot(x, y, marker, color=colour, markerfacecolor=face, markersize=7, label=label, zorder=3)
         axes.margins(0.1)
         if log:
             axes.set_xscale("log")
             axes.xaxis.set_major_formatter("{x:g}")
         axes.set(title=title, xlabel=xlabel, ylabel=ylabel)
-        title = f"named by\n{named}" if named else None
-        axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1), title=title, alignment="left")
+        named = f"named by {named}" if named else None
+        figure.legend(frameon=False, loc="outside lower center", ncols=3, title=named)
         _name_points(figure, list(zip(costs, lows, values, highs, names, strict=True)), [*front, *others], len(front))
     plt.close(figure)
     return figure
@@ -247,19 +245,21 @@ def _name_points(
     for (left, level), (right, after) in zip(steps, steps[1:], strict=False):
         taken.append(Bbox.from_extents(left, level - 2, right, level + 2))
         taken.append(Bbox.from_extents(right - 1, min(level, after), right + 1, max(level, after)))
-    whole = axes.bbox
-    for rank, i in enumerate(order):
+    named = order if len(points) <= MOST_NAMES else order[:always][:: 1 + always // MOST_NAMES]
+    for rank, i in enumerate(named):
         x, _, value, _, name = points[i]
         label, tried = axes.annotate(name, (x, value), xytext=(0, 0), textcoords="offset points", fontsize=8), []
         label.set_in_layout(False)
         for place in PLACES:
             _move(label, place)
             box = label.get_window_extent()
-            outside = box.x0 < whole.x0 or box.x1 > whole.x1 or box.y0 < whole.y0 or box.y1 > whole.y1
-            tried.append((3 * outside + sum(box.overlaps(other) for other in taken), place))
+            outside = not all(axes.bbox.contains(*corner) for corner in box.get_points())
+            tried.append((3 * outside + box.count_overlaps(taken), place))
+            if not tried[-1][0]:
+                break
         faults, place = min(tried, key=lambda one: one[0])
         _move(label, place)
-        if rank < always or (not faults and len(points) <= MOST_NAMES):
+        if not faults or rank < always <= MOST_NAMES:
             taken.append(label.get_window_extent())
         else:
             label.remove()
