@@ -135,10 +135,8 @@ def _judge(folder: Path, outcome: dict[str, Any] | None, said: str) -> tuple[str
     except FileNotFoundError:
         why = f"a cell ended the notebook ({error})" if outcome["exit"] else "the notebook ran to its end"
         return "no_results", f"{why}, but it wrote no results.json"
-    except ValidationError as fault:
-        first = fault.errors(include_url=False)[0]
-        place = ".".join(map(str, first["loc"])) or "record"
-        return "no_results", f"results.json is not a valid record: {place}: {first['msg']}"
+    except ValidationError as invalid:
+        return "no_results", f"results.json is not a valid record: {results.fault(invalid)}"
     return "ok", ""
 
 

@@ -14,7 +14,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from cookbook import batch, results
-from cookbook.console import Show, failure, here, report, terminal
+from cookbook.console import Show, compared, failure, here, report, terminal
 
 app = typer.Typer(
     help="A fine-tuning cookbook: run its notebooks with your parameters, data and models.",
@@ -91,43 +91,6 @@ def run(
     report(console, recipe, folder, results.read(folder))
 
 
-@app.command("export-data")
-def export_data(
-    what: Annotated[str, typer.Argument(metavar="RECIPE|DATA", help="a recipe, or a file, folder or Hub id of data")],
-    tool: Annotated[str, typer.Option("--format", help="axolotl, llama-factory, openai, together, bedrock or nemo")],
-    output_dir: Annotated[Path | None, typer.Option(help="a new folder; else runs/RECIPE-FORMAT")] = None,
-    parameter: Parameters = None,
-) -> None:
-    """Write what a recipe trains on, or your data, in the form of another tool."""
-    from cookbook.export import export
-
-    with _requests():
-        folder, lines = export(what, tool, output_dir, _given(parameter or []))
-    typer.echo("\n".join([f"{here(folder)}, for {tool}:", *lines]))
-
-
-@app.command("export-config")
-def export_config(
-    recipe: Annotated[str, typer.Argument(help="a number, a name, the beginning of one, or a path")],
-    tool: Annotated[str, typer.Option(help="axolotl or llama-factory")],
-    parameter: Parameters = None,
-    part: Annotated[str, typer.Option(help="which run of several: a department of 03; sft or dpo of 05")] = "",
-    data_dir: Annotated[
-        Path | None, typer.Option(help="where export-data wrote to, if not to its own choice")
-    ] = None,
-    output: Annotated[Path | None, typer.Option(help="a new file; else it is printed")] = None,
-) -> None:
-    """Write a recipe's training run as the YAML of another tool."""
-    from cookbook.export import write_new
-    from cookbook.export_config import export_config
-
-    with _requests():
-        text = export_config(recipe, tool, _given(parameter or []), part=part, folder=data_dir)
-        if output:
-            write_new(output, text)
-    typer.echo(here(output) if output else text.rstrip())
-
-
 @app.command()
 def sweep(
     what: Annotated[str, typer.Argument(metavar="SWEEP", help="a sweep file (YAML), or a recipe with -p")],
@@ -170,6 +133,71 @@ def sweep(
                 typer.echo(f"cookbook: {error}", err=True)
     board.show_end(console, plan, seen)
     raise typer.Exit(int(bool(seen.failed or seen.left)))
+
+
+@app.command()
+def compare(
+    paths: Annotated[
+        list[Path], typer.Argument(metavar="DIR...", help="run folders, folders with runs below them, record files")
+    ],
+    metric: Annotated[str, typer.Option(metavar="NAME", help="compare by this score; else by the headline")] = "",
+    by: Annotated[
+        str, typer.Option(metavar="PARAM[,PARAM...]", help="group by these; else by all that differ but the seed")
+    ] = "",
+    output_dir: Annotated[Path | None, typer.Option(help="write CSV, Markdown and an HTML page there")] = None,
+) -> None:
+    """Compare finished runs: score, forgetting, memory, time, cost and size, best first."""
+    from cookbook.compare import collect, comparisons
+
+    with _requests():
+        runs, faults = collect(paths)
+        for path, why in faults:
+            typer.echo(f"cookbook: left out {path}: {why}", err=True)
+        done = comparisons(runs, metric, [name.strip() for name in by.split(",") if name.strip()])
+        compared(terminal(), done)
+        if output_dir:
+            from cookbook.compare_page import write
+
+            typer.echo("")
+            for file in write(output_dir, done, runs, faults):
+                typer.echo(f"wrote {here(file)}")
+
+
+@app.command("export-data")
+def export_data(
+    what: Annotated[str, typer.Argument(metavar="RECIPE|DATA", help="a recipe, or a file, folder or Hub id of data")],
+    tool: Annotated[str, typer.Option("--format", help="axolotl, llama-factory, openai, together, bedrock or nemo")],
+    output_dir: Annotated[Path | None, typer.Option(help="a new folder; else runs/RECIPE-FORMAT")] = None,
+    parameter: Parameters = None,
+) -> None:
+    """Write what a recipe trains on, or your data, in the form of another tool."""
+    from cookbook.export import export
+
+    with _requests():
+        folder, lines = export(what, tool, output_dir, _given(parameter or []))
+    typer.echo("\n".join([f"{here(folder)}, for {tool}:", *lines]))
+
+
+@app.command("export-config")
+def export_config(
+    recipe: Annotated[str, typer.Argument(help="a number, a name, the beginning of one, or a path")],
+    tool: Annotated[str, typer.Option(help="axolotl or llama-factory")],
+    parameter: Parameters = None,
+    part: Annotated[str, typer.Option(help="which run of several: a department of 03; sft or dpo of 05")] = "",
+    data_dir: Annotated[
+        Path | None, typer.Option(help="where export-data wrote to, if not to its own choice")
+    ] = None,
+    output: Annotated[Path | None, typer.Option(help="a new file; else it is printed")] = None,
+) -> None:
+    """Write a recipe's training run as the YAML of another tool."""
+    from cookbook.export import write_new
+    from cookbook.export_config import export_config
+
+    with _requests():
+        text = export_config(recipe, tool, _given(parameter or []), part=part, folder=data_dir)
+        if output:
+            write_new(output, text)
+    typer.echo(here(output) if output else text.rstrip())
 
 
 @app.command()

@@ -6,8 +6,10 @@ import os
 import shlex
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from textwrap import wrap
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.markup import escape
@@ -15,6 +17,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from cookbook import batch, results
+
+if TYPE_CHECKING:
+    from cookbook.compare import Comparison
 
 QUIET_SECONDS = 30  # without a terminal, at most one line of training progress in this time
 
@@ -126,3 +131,32 @@ def report(console: Console, recipe: str, folder: Path, record: results.Results)
             lines.append(f"  cookbook run {word} -p {extra} --output-dir {here(folder)}-{name.lower()}")
     for line in lines:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def compared(console: Console, comparisons: Sequence[Comparison]) -> None:
+    """A table a recipe, best first, with what its numbers say; then how to read them."""
+    from cookbook.compare_view import cells, conclusion, front_sentence, legend
+
+    for comparison in comparisons:
+        head, rows = cells(comparison)
+        title = escape(comparison.recipe)
+        table = Table(box=None, header_style="bold", pad_edge=False, title=title, title_justify="left")
+        for name in head:
+            short = "\n".join(line.replace("_ ", "_") for line in wrap(name.replace("_", "_ "), 16))
+            folds = name in ("runs", "forgetting")
+            table.add_column(escape(short), justify="right", no_wrap=not folds, overflow="fold")
+        table.columns[0].justify = "left"
+        table.columns[0].min_width = min(16, max(len(line) for row in rows for line in row[0].text.split("\n")))
+        for i, row in enumerate(rows):
+            lines = ["\n".join(filter(None, (cell.text, cell.second))) for cell in row]
+            table.add_row(*map(escape, lines), style="bold" if i == 0 else None)
+        console.print()
+        console.print(table)
+        console.print()
+        costs = dict.fromkeys(cost for group in comparison.groups for cost in group.fronts) if len(rows) > 1 else ()
+        said = conclusion(comparison), *(front_sentence(comparison, cost) for cost in costs), *comparison.notes
+        for line in said:
+            console.print(line, markup=False, highlight=False)
+    console.print()
+    for line in legend(comparisons):
+        console.print(line, markup=False, highlight=False)

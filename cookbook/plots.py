@@ -10,6 +10,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 from IPython.display import HTML
 from matplotlib.figure import Figure
+from matplotlib.text import Annotation
+from matplotlib.transforms import Bbox
 
 STYLE = {
     "figure.facecolor": "white",
@@ -22,6 +24,8 @@ STYLE = {
     "figure.dpi": 96,
 }
 BEFORE, AFTER, THIRD = "#9aa5b1", "#1f6fb2", "#d97706"
+PLACES = ((7, 5), (-7, 5), (7, -5), (-7, -5), (0, 9), (0, -9), (14, 14), (-14, 14), (14, -14), (-14, -14))
+MOST_NAMES = 20  # in a fuller figure only points on the front are named, and of a longer front every second or so
 
 
 def losses(
@@ -178,5 +182,119 @@ def spectrograms(pictures: Mapping[str, np.ndarray], *, seconds: float, title: s
         row.set_xlabel("seconds")
         figure.colorbar(picture, ax=axes, label="log energy, scaled")
         figure.suptitle(title)
+    plt.close(figure)
+    return figure
+
+
+def trade_off(
+    values: Sequence[float],
+    costs: Sequence[float],
+    names: Sequence[str],
+    *,
+    front: Sequence[int],
+    title: str,
+    xlabel: str,
+    ylabel: str,
+    intervals: Sequence[tuple[float, float]] | None = None,
+    log: bool = False,
+    named: str = "",
+) -> Figure:
+    """A score against what it costs, a named point each, and the steps of the Pareto front.
+
+    Points on the front (`front`: indices, see `compare.front`) are filled and always named, the others where there
+    is room. `intervals` are (low, high) of each value; `log` makes the cost axis logarithmic, with every cost above
+    0; `named` says in the legend what the names are made of.
+    """
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(figsize=(7, 4.2), layout="constrained")
+        lows, highs = zip(*(intervals or [(value, value) for value in values]), strict=True)
+        steps = sorted((costs[i], values[i]) for i in front)
+        axes.plot(*zip(*steps, strict=True), "-", color=AFTER, drawstyle="steps-post", label="front", zorder=1)
+        others = [i for i in range(len(values)) if i not in set(front)]
+        looks = (others, "#5f6b76", "white", "s", "beaten by another"), (front, AFTER, AFTER, "o", "not beaten")
+        for part, colour, face, marker, label in looks:
+            if part:
+                x, y = [costs[i] for i in part], [values[i] for i in part]
+                ends = [[values[i] - lows[i] for i in part], [highs[i] - values[i] for i in part]]
+                axes.errorbar(x, y, np.clip(ends, 0, None), fmt="none", ecolor=colour, alpha=0.5, zorder=2)
+                axes.plot(x, y, marker, color=colour, markerfacecolor=face, markersize=7, label=label, zorder=3)
+        axes.margins(0.1)
+        if log:
+            axes.set_xscale("log")
+            axes.xaxis.set_major_formatter("{x:g}")
+        axes.set(title=title, xlabel=xlabel, ylabel=ylabel)
+        named = f"named by {named}" if named else None
+        figure.legend(frameon=False, loc="outside lower center", ncols=3, title=named)
+        _name_points(figure, list(zip(costs, lows, values, highs, names, strict=True)), [*front, *others], len(front))
+    plt.close(figure)
+    return figure
+
+
+def _name_points(
+    figure: Figure, points: Sequence[tuple[float, float, float, float, str]], order: Sequence[int], always: int
+) -> None:
+    """Write each point's name at the first place around it that is free; past `always`, drop what has none."""
+    figure.canvas.draw()  # the layout decides what overlaps
+    axes, taken = figure.axes[0], []
+    for x, low, value, high, _ in points:
+        (left, bottom), (right, top) = axes.transData.transform([(x, low), (x, high)])
+        taken.append(Bbox.from_extents(left - 2, bottom, right + 2, top))
+        across, up = axes.transData.transform((x, value))
+        taken.append(Bbox.from_extents(across - 5, up - 5, across + 5, up + 5))
+    steps = axes.transData.transform(sorted(points[i][0:3:2] for i in order[:always]))
+    for (left, level), (right, after) in zip(steps, steps[1:], strict=False):
+        taken.append(Bbox.from_extents(left, level - 2, right, level + 2))
+        taken.append(Bbox.from_extents(right - 1, min(level, after), right + 1, max(level, after)))
+    named = order if len(points) <= MOST_NAMES else order[:always][:: 1 + always // MOST_NAMES]
+    for rank, i in enumerate(named):
+        x, _, value, _, name = points[i]
+        label, tried = axes.annotate(name, (x, value), xytext=(0, 0), textcoords="offset points", fontsize=8), []
+        label.set_in_layout(False)
+        for place in PLACES:
+            _move(label, place)
+            box = label.get_window_extent()
+            outside = not all(axes.bbox.contains(*corner) for corner in box.get_points())
+            tried.append((3 * outside + box.count_overlaps(taken), place))
+            if not tried[-1][0]:
+                break
+        faults, place = min(tried, key=lambda one: one[0])
+        _move(label, place)
+        if not faults or rank < always <= MOST_NAMES:
+            taken.append(label.get_window_extent())
+        else:
+            label.remove()
+
+
+def _move(label: Annotation, place: tuple[int, int]) -> None:
+    label.xyann = place
+    across, up = (np.sign(offset) for offset in place)
+    label.set(ha=("center", "left", "right")[int(across)], va=("center", "bottom", "top")[int(up)])
+
+
+def over(
+    x: Sequence[float],
+    values: Sequence[float],
+    *,
+    title: str,
+    xlabel: str,
+    ylabel: str,
+    intervals: Sequence[tuple[float, float]] | None = None,
+    before: float | None = None,
+    log: bool = False,
+) -> Figure:
+    """A score over one number that was varied, with intervals; `before` is drawn as a level line."""
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(figsize=(7, 3.6), layout="constrained")
+        ends = np.abs(np.array(intervals or [(value, value) for value in values]).T - values)
+        axes.errorbar(x, values, ends, fmt="o-", color=AFTER, capsize=3, label="after")
+        if before is not None:
+            axes.axhline(before, color=BEFORE, linestyle="--", label="before")
+        if log:
+            axes.set_xscale("log")
+            axes.minorticks_off()
+        if len(x) <= 10:
+            axes.set_xticks(x, [f"{value:g}" for value in x])
+        axes.set(title=title, xlabel=xlabel, ylabel=ylabel)
+        axes.legend(frameon=False)
     plt.close(figure)
     return figure

@@ -8,15 +8,18 @@ import os
 import platform
 import shutil
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, Self
 
 import psutil
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
 
 SCHEMA_VERSION = 1
+# From each older version, a function that returns a record's fields as the next version has them. A change of
+# the schema raises SCHEMA_VERSION by one and adds one function here; no version has needed one yet.
+UPGRADES: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
 OUTPUT_VARIABLE = "COOKBOOK_OUTPUT_DIR"  # set by the launcher, so that no path enters the notebook
 STACK = ("torch", "transformers", "peft", "trl", "bitsandbytes", "datasets", "evaluate", "lm_eval")
 
@@ -131,6 +134,23 @@ class Results(_Record):
     claims: dict[str, Claim] = {}
     details: dict[str, JsonValue] = {}
 
+    @model_validator(mode="before")
+    @classmethod
+    def _upgraded(cls, fields: Any) -> Any:
+        version = fields.get("schema_version", SCHEMA_VERSION) if isinstance(fields, dict) else None
+        if type(version) is not int:  # no object, or a version that the field's own check refuses
+            return fields
+        if version > SCHEMA_VERSION:
+            raise ValueError(
+                f"written by a newer cookbook (schema version {version}; this one reads up to {SCHEMA_VERSION}): "
+                "update the cookbook"
+            )
+        for step in range(version, SCHEMA_VERSION):
+            if step not in UPGRADES:
+                raise ValueError(f"schema version {version} is older than what this cookbook reads")
+            fields = UPGRADES[step](dict(fields)) | {"schema_version": step + 1}
+        return fields
+
     @model_validator(mode="after")
     def _headline(self) -> Results:
         if self.headline not in self.metrics:
@@ -184,12 +204,12 @@ def parameters(namespace: Mapping[str, Any]) -> dict[str, JsonValue]:
     return {k: v for k, v in namespace.items() if k.isupper() and not k.startswith("_") and isinstance(v, plain)}
 
 
-def write_json(path: Path, value: Mapping[str, Any]) -> Path:
-    """Write JSON so that a reader sees the whole file or none of it (temporary file, fsync, rename)."""
+def write_text(path: Path, text: str) -> Path:
+    """Write a file so that a reader sees the whole of it or none (temporary file, fsync, rename)."""
     temporary = path.with_name(f".{path.name}-{uuid.uuid4().hex}")  # not mkstemp: others may read a record
     try:
         with temporary.open("x", encoding="utf-8") as f:
-            json.dump(value, f, indent=1, ensure_ascii=False)
+            f.write(text)
             f.flush()
             os.fsync(f.fileno())
         os.replace(temporary, path)
@@ -197,6 +217,11 @@ def write_json(path: Path, value: Mapping[str, Any]) -> Path:
         temporary.unlink(missing_ok=True)
         raise
     return path
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> Path:
+    """Write JSON as `write_text` does."""
+    return write_text(path, json.dumps(value, indent=1, ensure_ascii=False))
 
 
 def write(folder: Path, record: Results) -> Path:
@@ -207,15 +232,22 @@ def write(folder: Path, record: Results) -> Path:
 
 
 def read(path: Path | str) -> Results:
-    """Read a record from a run folder or a file.
+    """Read a record from a run folder or a file; one of an older schema is upgraded on the way.
 
     Raises:
         FileNotFoundError: no `results.json` there, that is, the run did not finish.
-        pydantic.ValidationError: the file is not a record of this schema.
+        pydantic.ValidationError: the file is not a record of this schema, or a newer cookbook wrote it.
     """
     path = Path(path)
     path = path / "results.json" if path.is_dir() else path
     return Results.model_validate_json(path.read_text(encoding="utf-8"))
+
+
+def fault(error: ValidationError) -> str:
+    """The first thing wrong with a record, in a line: the field and why."""
+    first = error.errors(include_url=False)[0]
+    place = ".".join(map(str, first["loc"]))
+    return f"{place}: {first['msg']}" if place else first["msg"].removeprefix("Value error, ")
 
 
 def now() -> datetime:

@@ -131,7 +131,7 @@ def test_endings(
         ("cell_error", True, RECORD, "cell_error", "SystemExit: 3"),
         ("cell_error", True, None, "no_results", "a cell ended the notebook (SystemExit: 3)"),
         ("cell_error", False, RECORD, "cell_error", "SystemExit: 3"),
-        ("ok", False, RECORD | {"headline": "f1"}, "no_results", "not a valid record: record: Value error"),
+        ("ok", False, RECORD | {"headline": "f1"}, "no_results", "not a valid record: headline 'f1' is none of"),
         ("ok", False, {}, "no_results", "results.json is not a valid record: recipe: Field required"),
     ],
 )

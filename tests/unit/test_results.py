@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -88,6 +89,40 @@ def test_read_refuses_what_is_no_record(tmp_path: Path) -> None:
     (tmp_path / "results.json").write_text('{"recipe": "01"')
     with pytest.raises(ValidationError):
         results.read(tmp_path)
+
+
+def test_older_records_are_upgraded_step_by_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def first(fields: dict[str, Any]) -> dict[str, Any]:
+        assert fields["schema_version"] == 0
+        fields["headline"] = fields.pop("main_metric")
+        return fields
+
+    old = json.loads(results.write(tmp_path, record()).read_text(encoding="utf-8"))
+    old["main_metric"], old["schema_version"] = old.pop("headline"), 0
+    (tmp_path / "results.json").write_text(json.dumps(old), encoding="utf-8")
+    with pytest.raises(ValidationError, match="schema version 0 is older than what this cookbook reads"):
+        results.read(tmp_path)
+    monkeypatch.setitem(results.UPGRADES, 0, first)
+    assert results.read(tmp_path) == record()
+    monkeypatch.setattr(results, "SCHEMA_VERSION", results.SCHEMA_VERSION + 1)
+    monkeypatch.setitem(results.UPGRADES, 1, lambda fields: fields | {"profile": fields["profile"].upper()})
+    assert results.read(tmp_path) == record(schema_version=2, profile="CPU")
+
+
+@pytest.mark.parametrize(
+    ("version", "said"),
+    [
+        (results.SCHEMA_VERSION + 1, "written by a newer cookbook .schema version 2; this one reads up to 1"),
+        (-1, "schema version -1 is older"),
+        ("one", "schema_version: Input should be a valid integer"),
+    ],
+)
+def test_records_of_unknown_versions_are_refused(tmp_path: Path, version: Any, said: str) -> None:
+    path = results.write(tmp_path, record())
+    path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8")) | {"schema_version": version}))
+    with pytest.raises(ValidationError) as error:
+        results.read(tmp_path)
+    assert re.match(said, results.fault(error.value))
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
