@@ -272,15 +272,18 @@ def next_tokens(
     return found
 
 
-def save_adapter(model: Any, tokenizer: PreTrainedTokenizerBase, folder: Path, *, base: str, card: str) -> Path:
-    """Save an adapter (safetensors), its tokenizer and a model card; no path of this machine stays in it."""
+def save_adapter(
+    model: Any, tokenizer: PreTrainedTokenizerBase | None, folder: Path, *, base: str, card: str
+) -> Path:
+    """Save an adapter (safetensors), a tokenizer (None: the base has it) and a model card; no path stays in it."""
     model.save_pretrained(folder)  # with the true path: PEFT compares the vocabulary with that of the base model
     config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
     for name in ("base_model_name_or_path", "tokenizer_name_or_path"):  # the other: what a soft prompt began as
         if config.get(name):
             config[name] = label(base)
     (folder / "adapter_config.json").write_text(json.dumps(config, indent=2, sort_keys=True), encoding="utf-8")
-    tokenizer.save_pretrained(folder)
+    if tokenizer is not None:
+        tokenizer.save_pretrained(folder)
     (folder / "README.md").write_text(card, encoding="utf-8")
     return folder
 
