@@ -1,4 +1,4 @@
-"""`cookbook list | run | doctor`. Exit codes: 0 ok, 1 the run failed, 2 a request that cannot be run."""
+"""`cookbook list | run | copy | doctor`. Exit codes: 0 ok, 1 the run failed, 2 a request that cannot be run."""
 
 from __future__ import annotations
 
@@ -97,6 +97,25 @@ def run(
         typer.echo(failure(status), err=True)
         raise typer.Exit(1)
     report(console, recipe, folder, results.read(folder))
+
+
+@app.command()
+def copy(
+    recipe: Annotated[str, typer.Argument(help="a number, a name, the beginning of one, or a path")],
+    dest: Annotated[Path, typer.Argument(help="a folder that does not exist yet, or is empty")],
+    vendor: Annotated[bool, typer.Option("--vendor", help="with the source of the package, not a wheel")] = False,
+    script: Annotated[bool, typer.Option("--script", help="with the recipe as a Python script, too")] = False,
+) -> None:
+    """Copy one recipe into a folder of its own: notebook, data, package, pinned requirements."""
+    from cookbook import copying
+
+    try:
+        names = copying.copy(batch.find(recipe), dest, vendor=vendor, script=script)
+    except batch.RequestError as error:
+        typer.echo(f"cookbook: {error}", err=True)
+        raise typer.Exit(2) from None
+    typer.echo(f"{here(dest)}: {', '.join(map(str, names))}")
+    typer.echo(f"Next:\n  cd {here(dest)}\n  pip install -r requirements.txt")
 
 
 @app.command()

@@ -29,6 +29,7 @@ TYPES: dict[str, Any] = {
     "list[float]": TypeAdapter(list[FiniteFloat]),
 }
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+Parameter = tuple[str, Any, str]  # its type as written, its default, its help text
 CHEAP_BYTES = 20_000_000  # larger data is checked by the notebook alone
 
 
@@ -95,8 +96,10 @@ def literal(path: Path | str) -> str:
     return str(path).replace("{", "{{").replace("}", "}}")
 
 
-def check_parameters(notebook: Path, given: Mapping[str, Any]) -> dict[str, Any]:
-    """The given parameters, converted to the types that the notebook declares.
+def check_parameters(
+    notebook: Path, given: Mapping[str, Any], known: Mapping[str, Parameter] | None = None
+) -> dict[str, Any]:
+    """The given parameters, converted to the types that the notebook declares, or that `known` names.
 
     Text is converted (the command line gives nothing else; a list as JSON or with commas), other values must
     have the declared type; numbers must be finite. PROFILE must be known, MODEL, DATA, GENERAL and ADAPTER must be
@@ -105,7 +108,7 @@ def check_parameters(notebook: Path, given: Mapping[str, Any]) -> dict[str, Any]
     Raises:
         RequestError: naming every problem.
     """
-    known, problems = _inspect(notebook), []
+    known, problems = declared(notebook) if known is None else known, []
     values: dict[str, Any] = {}
     for name, value in given.items():
         if name not in known:
@@ -138,15 +141,19 @@ def check_parameters(notebook: Path, given: Mapping[str, Any]) -> dict[str, Any]
     return values
 
 
-def _inspect(notebook: Path) -> dict[str, tuple[str, Any, str]]:
-    """Type, default and help of each parameter, as Papermill sees them."""
+def declared(notebook: Path) -> dict[str, Parameter]:
+    """Type, default and help of each parameter, as Papermill sees them.
+
+    Raises:
+        RequestError: the file is no notebook that can be read.
+    """
     import papermill
 
     try:
         found = papermill.inspect_notebook(literal(notebook))
     except Exception as error:  # JSON, nbformat and jsonschema each raise their own
         raise RequestError(f"{notebook}: not a readable notebook ({type(error).__name__}: {error})") from error
-    known = {}
+    known: dict[str, Parameter] = {}
     for name, facts in found.items():
         default: Any = None
         with suppress(ValueError, SyntaxError):
@@ -220,7 +227,7 @@ def _data(value: str, every: Mapping[str, Any], notebook: Path) -> str:
         return _place(value)
     text = notebook.read_text(encoding="utf-8")
     sample = re.search(r"data\.sample\(\W+(\w+)", text)  # the one it loads first
-    fallback = data.sample(sample[1]) if sample else None
+    fallback = data.sample(sample[1], notebook.resolve().parent) if sample else None
     if "audio.load(" in text:
         importlib.import_module("cookbook.audio").load(path)
     elif "pairs.load(" in text:

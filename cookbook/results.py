@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
 
 SCHEMA_VERSION = 1
 OUTPUT_VARIABLE = "COOKBOOK_OUTPUT_DIR"  # set by the launcher, so that no path enters the notebook
+RECIPE_VARIABLE = "COOKBOOK_RECIPE_DIR"  # set by the launcher: the recipe's own folder, as it runs in another
 STACK = ("torch", "transformers", "peft", "trl", "bitsandbytes", "datasets", "evaluate", "lm_eval")
 
 Verdict = Literal["improved", "no measurable change", "worse"]
