@@ -198,8 +198,6 @@ def _clean(recipe: Any, notebook: Path, samples: Mapping[str, Path], vendor: boo
     for part in (recipe, *recipe.cells):
         part.metadata = {k: v for k, v in part.metadata.items() if k not in RUN_ONLY}
     number = re.match(r"\d+", notebook.stem)
-    names = "|".join(map(re.escape, [notebook.stem, *([number[0]] if number else [])]))
-    run = f"{_launcher(vendor)} {notebook.name}"
 
     def link(found: re.Match[str]) -> str:
         text, target = found.groups()
@@ -207,12 +205,17 @@ def _clean(recipe: Any, notebook: Path, samples: Mapping[str, Path], vendor: boo
         for name, folder in samples.items():
             if place.is_relative_to(folder.resolve()):
                 return f"[{text}](data_samples/{name}/{place.relative_to(folder.resolve()).as_posix()})"
-        return f"recipe {text}" if text.isdecimal() else text  # another notebook, which is not here
+        return f"recipe {text}" if re.fullmatch(r"\d+\w?", text) else text  # another notebook, which is not here
+
+    def command(found: re.Match[str]) -> str:
+        word = found[1]
+        same = number and word.isdecimal() and int(word) == int(number[0])
+        return f"{_launcher(vendor)} {notebook.name}" if same or notebook.stem.startswith(word) else found[0]
 
     for cell in recipe.cells:
         if cell.cell_type == "markdown":
             text = re.sub(r"(?<!!)\[([^\]]+)\]\((?!\w+:|#)([^)\s]+)\)", link, cell.source)
-            text = re.sub(rf"\bcookbook run (?:{names})(?![\w.])", lambda _: run, text)
+            text = re.sub(r"\bcookbook run ([\w-]+)(?![\w.])", command, text)
             cell.source = text.replace(f"papermill notebooks/{notebook.name}", f"papermill {notebook.name}")
 
 

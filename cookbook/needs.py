@@ -12,6 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import cookbook
 from cookbook.recipes import RequestError
 
 PACKAGE = Path(__file__).parent
@@ -55,6 +56,8 @@ def of(notebook: Any, path: Path) -> Needs:
                 if root == "cookbook":
                     module = inner.split(".")[0]
                     drives = _drives_recipes(module)
+                    if module and not (hasattr(cookbook, module) or _there(f"cookbook.{module}")):
+                        problems.append(f"{place}: this version of the package has no cookbook.{module}")
                     problems += [f"{place}: cookbook.{module} works on other recipes, which are not copied"] * drives
                 elif any((path.parent / end).exists() for end in (f"{root}.py", f"{root}/__init__.py")):
                     problems.append(f"{place}: imports {root}, which lies beside the notebook and is not copied")

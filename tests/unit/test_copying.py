@@ -227,6 +227,7 @@ def refused(notebook: Path, dest: Path, **how: bool) -> str:
         ("from cookbook import data\nname = 'x'\ndata.sample(name)", "names no sample by a plain text"),
         ("from cookbook import data\ndata.sample('no_such')", "no sample data 'no_such'; there are: brand_voice"),
         ("from cookbook.data import sample", "write data.sample"),
+        ("from cookbook import data, no_such_module", "this version of the package has no cookbook.no_such_module"),
         ("import no_such_package", "imports no_such_package, which is not installed here"),
         ("import beside", "imports beside, which lies beside the notebook"),
         ("x = = 1", "is no Python: x = = 1"),
@@ -375,16 +376,16 @@ def test_the_copys_data_come_first(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_links_to_what_is_not_there(tmp_path: Path) -> None:
-    notebook = nbformat.read(make(tmp_path / "07_n.ipynb", "pass"), as_version=4)
+    notebook = nbformat.read(make(tmp_path / "07b_n.ipynb", "pass"), as_version=4)
     text = (
-        "see [01](01_x.ipynb), [that](../README.md#a), [web](https://example.org/a) and `cookbook run 07 -p SEED 1`"
+        "see [01](01_x.ipynb), [that](../README.md#a), [web](https://example.org/a) and `cookbook run 07b -p SEED 1`"
     )
     notebook.cells.append(new_markdown_cell(f"{text}, `cookbook run 08`"))
-    nbformat.write(notebook, tmp_path / "07_n.ipynb")
-    copying.copy(tmp_path / "07_n.ipynb", tmp_path / "copy", vendor=True)
-    last = nbformat.read(tmp_path / "copy" / "07_n.ipynb", as_version=4).cells[-1].source
+    nbformat.write(notebook, tmp_path / "07b_n.ipynb")
+    copying.copy(tmp_path / "07b_n.ipynb", tmp_path / "copy", vendor=True)
+    last = nbformat.read(tmp_path / "copy" / "07b_n.ipynb", as_version=4).cells[-1].source
     assert last == (
-        "see recipe 01, that, [web](https://example.org/a) and `python -m cookbook run 07_n.ipynb -p SEED 1`, "
+        "see recipe 01, that, [web](https://example.org/a) and `python -m cookbook run 07b_n.ipynb -p SEED 1`, "
         "`cookbook run 08`"
     )
 
