@@ -59,7 +59,7 @@ def copy(notebook: Path, dest: Path, *, vendor: bool = False, script: bool = Fal
     if tags.count("parameters") != 1 or not known:
         raise RequestError(f"{notebook}: not one cell tagged `parameters`, so it is no recipe")
     needed = needs.of(recipe, notebook)
-    samples = {name: _sample(name, notebook) for name in needed.samples}
+    samples = {name: _sample(name, notebook, dest) for name in needed.samples}
     pins = _pins(needed.modules)
     _clean(recipe, notebook, samples, vendor)
     code = scripting.script(recipe, notebook.stem, known) if script else None
@@ -84,13 +84,13 @@ def copy(notebook: Path, dest: Path, *, vendor: bool = False, script: bool = Fal
 def _checked(dest: Path) -> Path:
     """The absolute folder, if it may be written: new or empty, and not among the project's own."""
     folder = dest.expanduser().resolve()
-    there = next(place for place in (folder, *folder.parents) if place.exists())
     for name in ("notebooks", "data_samples", "tests", PACKAGE.name):
         if folder.is_relative_to(recipes.ROOT / name):
             raise RequestError(f"{dest}: in the project's own {name}; choose a folder outside of it")
-    if not there.is_dir():
-        raise RequestError(f"{dest}: {there.name} is a file; give a folder that does not exist yet, or an empty one")
     try:
+        there = next(place for place in (folder, *folder.parents) if place.exists())
+        if not there.is_dir():
+            raise RequestError(f"{dest}: {there.name} is a file; give a folder that does not exist yet, or is empty")
         if folder.is_dir() and any(folder.iterdir()):
             raise RequestError(f"{dest}: not empty; give a folder that does not exist yet, or an empty one")
     except OSError as error:
@@ -98,13 +98,15 @@ def _checked(dest: Path) -> Path:
     return folder
 
 
-def _sample(name: str, notebook: Path) -> Path:
+def _sample(name: str, notebook: Path, dest: Path) -> Path:
     from cookbook import data
 
     try:
         folder = data.sample(name, notebook.parent)
     except data.DataError as error:
         raise RequestError(f"{notebook.name}: {error}") from error
+    if dest.is_relative_to(folder.resolve()):
+        raise RequestError(f"{dest}: in the data that are to be copied; choose a folder outside of them")
     if not (folder / "README.md").is_file():
         raise RequestError(f"{folder}: no data card (README.md), and data without one are not passed on")
     return folder

@@ -40,7 +40,7 @@ def of(notebook: Any, path: Path) -> Needs:
     """
     from IPython.core.inputtransformer2 import TransformerManager
 
-    samples, modules, problems = {}, set(), []
+    samples, modules, problems, ours = {}, set(), [], False
     for number, cell in enumerate(notebook.cells, 1):
         if cell.cell_type != "code":
             continue
@@ -53,6 +53,7 @@ def of(notebook: Any, path: Path) -> Needs:
         for node in ast.walk(tree):
             for name in _imported(node):
                 root, _, inner = name.partition(".")
+                ours |= name == "cookbook.data"  # and no table that is called data
                 if root == "cookbook":
                     module = inner.split(".")[0]
                     drives = _drives_recipes(module)
@@ -65,10 +66,10 @@ def of(notebook: Any, path: Path) -> Needs:
                     modules.add(root)
                 elif root not in sys.stdlib_module_names and name in top:
                     problems.append(f"{place}: imports {root}, which is not installed here")
-            if isinstance(node, ast.Call) and _name(node.func) in ("data.sample", "cookbook.data.sample"):
-                name = node.args[0] if node.args else None
-                if isinstance(name, ast.Constant) and isinstance(name.value, str):
-                    samples[name.value] = None
+            if ours and isinstance(node, ast.Call) and _name(node.func) in ("data.sample", "cookbook.data.sample"):
+                name = getattr(node.args[0], "value", None) if node.args else None
+                if isinstance(name, str) and re.fullmatch(r"[\w-]+", name):
+                    samples[name] = None
                 else:
                     problems.append(f"{place}: {ast.unparse(node)} names no sample by a plain text")
             if isinstance(node, ast.ImportFrom) and node.module == "cookbook.data":

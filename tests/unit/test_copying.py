@@ -225,6 +225,7 @@ def refused(notebook: Path, dest: Path, **how: bool) -> str:
         ("path = f'{here}/data_samples/x.jsonl'", "is a place of the project that is not copied"),
         ("papermill = ['papermill', 'notebooks/01_x.ipynb']", "is a place of the project"),
         ("from cookbook import data\nname = 'x'\ndata.sample(name)", "names no sample by a plain text"),
+        ("from cookbook import data\ndata.sample('../data_samples')", "names no sample by a plain text"),
         ("from cookbook import data\ndata.sample('no_such')", "no sample data 'no_such'; there are: brand_voice"),
         ("from cookbook.data import sample", "write data.sample"),
         ("from cookbook import data, no_such_module", "this version of the package has no cookbook.no_such_module"),
@@ -298,6 +299,19 @@ def test_where_no_copy_goes(tmp_path: Path) -> None:
         assert not (ROOT / name / "copy").exists()
     (tmp_path / "link").symlink_to(ROOT / "notebooks")
     assert "in the project's own notebooks" in refused(notebook, tmp_path / "link" / "copy")
+
+
+def test_data_without_a_card_or_around_the_copy(tmp_path: Path) -> None:
+    notebook = make(tmp_path / "n.ipynb", "from cookbook import data\ndata.sample('mine')")
+    (mine := tmp_path / "data_samples" / "mine").mkdir(parents=True)
+    assert "mine: no data card (README.md)" in refused(notebook, tmp_path / "copy", vendor=True)
+    (mine / "README.md").write_text("Licence: mine")
+    assert "in the data that are to be copied" in refused(notebook, mine / "copy", vendor=True)
+    copying.copy(notebook, tmp_path / "copy", vendor=True)
+    assert files(tmp_path / "copy" / "data_samples") == {"mine/README.md": b"Licence: mine"}
+    make(tmp_path / "t.ipynb", "import pandas as pd\ndata = pd.DataFrame()\ndata.sample(frac=1)")  # a table's method
+    copying.copy(tmp_path / "t.ipynb", tmp_path / "other", vendor=True)
+    assert not (tmp_path / "other" / "data_samples").exists()
 
 
 def test_no_permission(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
