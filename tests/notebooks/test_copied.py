@@ -37,7 +37,7 @@ class Place:
         subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
         subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(self.env)], check=True)
         self.site = Path(self.call("-c", "import sysconfig; print(sysconfig.get_path('purelib'))").strip())
-        (stack := work / "stack").mkdir()
+        (stack := work / "stack" / "site-packages").mkdir(parents=True)  # what is elsewhere, dill takes for a script
         for folder in {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}:
             for entry in Path(folder).iterdir():
                 if not any(fnmatch(entry.name, pattern) for pattern in PROJECT):
