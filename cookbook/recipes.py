@@ -258,7 +258,7 @@ def _data(value: str, every: Mapping[str, Any], notebook: Path) -> str:
     sample = re.search(r"data\.sample\(\W+(\w+)", text)  # the one it loads first
     columns = every.get("TARGET_COLUMNS") or []
     columns = [c.strip() for c in columns.split(",")] if isinstance(columns, str) else columns
-    stamp = path.absolute(), max((f.stat().st_mtime_ns for f in files), default=0)
+    stamp = tuple(sorted((str(f.absolute()), f.stat().st_mtime_ns) for f in files))
     fallback = data.sample(sample[1], notebook.resolve().parent) if sample else None
     _read_data(text, path, fallback, every.get("INPUT_COLUMN") or "", tuple(columns), stamp)
     return _place(value)
