@@ -7,6 +7,8 @@ from collections.abc import Iterator, Sequence
 import torch
 from transformers import DynamicCache, PreTrainedModel
 
+from cookbook import softprompts
+
 PREFIX_TOKENS = 64  # prompts that begin alike for so long share one reading of it
 BATCH_TOKENS = 16_384  # prompts and answers of one batch in generation: bounds its memory
 
@@ -28,8 +30,8 @@ def shared_prefix(model: PreTrainedModel, ids: Sequence[list[int]]) -> list[int]
     shared = next((n for n, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), len(first))
     shared = min(shared, min(map(len, ids)) - 1)  # each prompt keeps a token of its own
     layers = set(getattr(model.config.get_text_config(), "layer_types", None) or ["full_attention"])
-    soft = any(c.is_prompt_learning for c in getattr(model, "peft_config", {}).values())
-    return first[:shared] if shared >= PREFIX_TOKENS and layers == {"full_attention"} and not soft else []
+    fits = shared >= PREFIX_TOKENS and layers == {"full_attention"} and not softprompts.present(model)
+    return first[:shared] if fits else []
 
 
 def read_prefix(model: PreTrainedModel, prefix: list[int]) -> DynamicCache:

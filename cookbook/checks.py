@@ -106,7 +106,7 @@ def one_adapter(model: Any) -> tuple[int, int]:
         raise CheckError(f"the adapter is applied more than once{where}; pass peft_config or a PeftModel, not both")
     own = tuple(name for layer in layers for name in layer[1].adapter_layer_names)
     stray = [n for n, p in model.named_parameters() if p.requires_grad and not any(o in n for o in own)]
-    stray = [n for n in stray if "modules_to_save" not in n]
+    stray = [n for n in stray if "modules_to_save" not in n and not n.startswith("prompt_encoder.")]
     if stray:
         raise CheckError(f"{len(stray)} base weights would be trained beside the adapter, first {stray[0]}")
     trainable, total = model.get_nb_trainable_parameters()

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr
 from copy import deepcopy
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,7 @@ import numpy as np
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
+from cookbook import softprompts
 from cookbook.fourbit import dense_weights
 
 if TYPE_CHECKING:
@@ -201,6 +203,8 @@ def _unchanged(model: PreTrainedModel) -> Iterator[None]:
             module.support_avx512bf16_for_cpu = False
         # lm-eval ties weights again on arrival, which would undo a head trained on its own.
         model.tie_weights = lambda *args, **kwargs: None
+        if softprompts.present(model):
+            model.generate = partial(softprompts.generate, model)
         # A repetition penalty or length set for an application would change the probe.
         base.generation_config = GenerationConfig(
             bos_token_id=generation.bos_token_id, eos_token_id=generation.eos_token_id
@@ -210,6 +214,8 @@ def _unchanged(model: PreTrainedModel) -> Iterator[None]:
     finally:
         base.generation_config = generation
         del model.tie_weights
+        if softprompts.present(model):
+            del model.generate
         for module in packers:
             module.support_avx512bf16_for_cpu = True
         for module, training in modes:

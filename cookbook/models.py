@@ -21,7 +21,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 from transformers.trainer_callback import PrinterCallback, TrainerCallback
 from transformers.utils import logging as transformers_logging
 
-from cookbook import assets, batching
+from cookbook import assets, batching, softprompts
 from cookbook.chat import PLAIN_TEMPLATE, Messages, render_full, render_prompt, token_ids
 from cookbook.fourbit import dense_weights
 
@@ -195,9 +195,11 @@ def generate(
     """
     texts = [p if isinstance(p, str) else render_prompt(tokenizer, p) for p in prompts]
     ids = token_ids(tokenizer, texts)
-    room = context_length(model.config) - max_new_tokens
+    room = context_length(model.config) - max_new_tokens - softprompts.virtual_tokens(model)
     if room < 1:
-        raise ModelError(f"max_new_tokens={max_new_tokens} leaves no room in a context of {room + max_new_tokens}")
+        raise ModelError(
+            f"max_new_tokens={max_new_tokens} leaves no room in a context of {context_length(model.config)}"
+        )
     ids = [i[-room:] for i in ids]
     order = sorted(range(len(ids)), key=lambda i: (len(ids[i]), i))
     answers, training = [""] * len(ids), model.training
@@ -213,9 +215,10 @@ def generate(
             cache = copy.deepcopy(read)
             if cache is not None:
                 cache.batch_repeat_interleave(len(rows))
-            out = model.generate(
-                input_ids=asked.to(model.device),
-                attention_mask=batching.behind([1] * len(prefix), batch["attention_mask"]).to(model.device),
+            out = softprompts.generate(
+                model,
+                asked.to(model.device),
+                batching.behind([1] * len(prefix), batch["attention_mask"]).to(model.device),
                 past_key_values=cache,
                 max_new_tokens=max_new_tokens,
                 do_sample=temperature > 0,
@@ -259,19 +262,28 @@ def next_tokens(
         batch = pad_sequence([ids[i] for i in rows], batch_first=True)  # on the right, where no position moves
         place = torch.arange(batch.shape[1])
         written = torch.stack([(place >= asked[i] - 1) & (place < len(ids[i]) - 1) for i in rows])
-        with dense_weights(model), head_reads(model, lambda hidden, written=written: hidden[written]):
+
+        def scored(hidden: torch.Tensor, written: torch.Tensor = written) -> torch.Tensor:
+            return hidden[:, -written.shape[1] :][written]  # from the end: virtual tokens may stand in front
+
+        with dense_weights(model), head_reads(model, scored):
             best = model(input_ids=batch.to(model.device), use_cache=False).logits.argmax(-1)
         found += [part.tolist() for part in best.split(written.sum(1).tolist())]
     return found
 
 
-def save_adapter(model: Any, tokenizer: PreTrainedTokenizerBase, folder: Path, *, base: str, card: str) -> Path:
-    """Save an adapter (safetensors), its tokenizer and a model card; no path of this machine stays in it."""
+def save_adapter(
+    model: Any, tokenizer: PreTrainedTokenizerBase | None, folder: Path, *, base: str, card: str
+) -> Path:
+    """Save an adapter (safetensors), a tokenizer (None: the base has it) and a model card; no path stays in it."""
     model.save_pretrained(folder)  # with the true path: PEFT compares the vocabulary with that of the base model
     config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
-    config["base_model_name_or_path"] = label(base)
+    for name in ("base_model_name_or_path", "tokenizer_name_or_path"):  # the other: what a soft prompt began as
+        if config.get(name):
+            config[name] = label(base)
     (folder / "adapter_config.json").write_text(json.dumps(config, indent=2, sort_keys=True), encoding="utf-8")
-    tokenizer.save_pretrained(folder)
+    if tokenizer is not None:
+        tokenizer.save_pretrained(folder)
     (folder / "README.md").write_text(card, encoding="utf-8")
     return folder
 

@@ -41,7 +41,7 @@ class RequestError(ValueError):
 
 @dataclass(frozen=True)
 class Recipe:
-    """A notebook of `notebooks/`: its number (None without one), its file's stem, its first heading."""
+    """A notebook of `notebooks/`: its number (None for 19b, say), its file's stem, its first heading."""
 
     number: int | None
     name: str
@@ -54,8 +54,8 @@ def recipes() -> list[Recipe]:
     folder = next((base for base in (ROOT, Path.cwd()) if (base / "notebooks").is_dir()), ROOT) / "notebooks"
     found = []
     for path in sorted(folder.glob("*.ipynb")):
-        number = re.match(r"\d+", path.stem)
-        found.append(Recipe(int(number[0]) if number else None, path.stem, path, _title(path)))
+        number = re.match(r"(\d+)_", path.stem)
+        found.append(Recipe(int(number[1]) if number else None, path.stem, path, _title(path)))
     return found
 
 

@@ -39,7 +39,7 @@ def code_cells(notebook: nbformat.NotebookNode) -> list[nbformat.NotebookNode]:
 
 def test_valid_and_named(path: Path, notebook: nbformat.NotebookNode) -> None:
     nbformat.validate(notebook)
-    assert re.fullmatch(r"\d\d_[a-z0-9_]+", path.stem)
+    assert re.fullmatch(r"\d\d[a-z]?_[a-z0-9_]+", path.stem)
 
 
 def test_one_parameters_cell_that_papermill_sees_whole(path: Path, notebook: nbformat.NotebookNode) -> None:

@@ -380,6 +380,10 @@ def test_find(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ]:
         with pytest.raises(RequestError, match=said):
             find(wrong)
+    make(tmp_path / "notebooks" / "03b_one_call.ipynb", "pass")
+    assert find("3") == tmp_path / "notebooks" / "03_speech.ipynb", "3b is no second number 3"
+    assert find("03b").stem == "03b_one_call"
+    assert [r.number for r in recipes.recipes()] == [1, 2, 3, None]
     make(tmp_path / "notebooks" / "01_support_lora.ipynb", "pass")
     with pytest.raises(RequestError, match="may be 01_support_lora or 01_support_qlora"):
         find("01")
