@@ -165,7 +165,7 @@ def _run_child(
                 stdin=subprocess.PIPE,  # its end tells the child that this process is gone
                 stdout=log,
                 stderr=log,
-                env=_environment(folder, token) | dict(more),
+                env=_environment(notebook, folder, token) | dict(more),
                 start_new_session=True,  # Ctrl-C reaches this process alone, which then ends the others
                 creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),
             )
@@ -191,9 +191,10 @@ def _run_child(
         return " ".join(log.read().decode(errors="replace").strip().splitlines()[-3:])
 
 
-def _environment(folder: Path, token: str) -> dict[str, str]:
+def _environment(notebook: Path, folder: Path, token: str) -> dict[str, str]:
     """The environment of a run; relative paths in it are made absolute, as the kernel works elsewhere."""
     env = os.environ | {results.OUTPUT_VARIABLE: str(folder), RUN: token}
+    env[results.RECIPE_VARIABLE] = str(notebook.resolve().parent)
     for name in ("COOKBOOK_CACHE", "COOKBOOK_PROFILES"):
         if env.get(name):
             env[name] = os.path.abspath(os.path.expanduser(env[name]))

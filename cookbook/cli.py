@@ -201,6 +201,22 @@ def export_config(
 
 
 @app.command()
+def copy(
+    recipe: Annotated[str, typer.Argument(help="a number, a name, the beginning of one, or a path")],
+    dest: Annotated[Path, typer.Argument(help="a folder that does not exist yet, or is empty")],
+    vendor: Annotated[bool, typer.Option("--vendor", help="with the source of the package, not a wheel")] = False,
+    script: Annotated[bool, typer.Option("--script", help="with the recipe as a Python script, too")] = False,
+) -> None:
+    """Copy one recipe into a folder of its own: notebook, data, package, pinned requirements."""
+    from cookbook import copying
+
+    with _requests():
+        names = copying.copy(batch.find(recipe), dest, vendor=vendor, script=script)
+    typer.echo(f"{here(dest)}: {', '.join(map(str, names))}")
+    typer.echo(f"Next:\n  cd {here(dest)}\n  pip install -r requirements.txt")
+
+
+@app.command()
 def doctor() -> None:
     """Whether this machine can run the recipes: packages, kernel, memory, disk, CUDA, speed."""
     from cookbook.doctor import examine

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import unicodedata
 from collections import Counter, defaultdict
@@ -15,6 +16,7 @@ from typing import Any, Literal
 import pandas as pd
 
 from cookbook.chat import render_full, token_ids
+from cookbook.results import RECIPE_VARIABLE
 from cookbook.rows import Example, default_instruction, examples_of, layout_of
 from cookbook.tables import SPLITS, SUFFIXES, DataError, licence_of, read_folder, read_hub, read_table
 
@@ -172,19 +174,17 @@ def _check_values(schema: Schema, found: dict[str, list[Example]], remarks: list
         raise DataError(f"{', '.join(empty[:5])}{more}: empty answer in a column that other rows fill; fill it in")
 
 
-def sample(name: str) -> Path:
-    """The folder of the sample data `name`, beside the package or below the working folder.
+def sample(name: str, recipe_dir: Path | None = None) -> Path:
+    """The folder of the sample data `name`, in `data_samples` beside the recipe or else beside the package.
 
-    Raises:
-        DataError: there is none; the message names those there are.
+    `recipe_dir` is by default what the launcher says, or else the working folder. Raises DataError if there is none.
     """
-    roots = [Path(__file__).resolve().parent.parent, Path.cwd(), Path.cwd().parent]
-    folders = [root / "data_samples" for root in roots]
-    for folder in folders:
-        if (folder / name).is_dir():
-            return folder / name
+    here = recipe_dir or Path(os.environ.get(RECIPE_VARIABLE) or Path.cwd())
+    folders = [p / "data_samples" for p in (here, here.parent, Path(__file__).resolve().parents[1])]
+    if found := [folder / name for folder in folders if (folder / name).is_dir()]:
+        return found[0]
     known = sorted({f.name for folder in folders if folder.is_dir() for f in folder.iterdir() if f.is_dir()})
-    raise DataError(f"no sample data {name!r}; there are: {', '.join(known) or 'none (clone the repository)'}")
+    raise DataError(f"no sample data {name!r}; there are: {', '.join(known) or 'none (run it beside its data)'}")
 
 
 def parts(folder: str | Path) -> dict[str, Path]:

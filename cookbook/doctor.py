@@ -57,7 +57,8 @@ def _python() -> Iterator[Finding]:
         there.append(f"{requirement.name} {found}")
         if not requirement.specifier.contains(found, prereleases=True):
             wrong.append(f"{requirement} (there is {found})")
-    install = 'pip install -e "."' if (ROOT / "pyproject.toml").is_file() else "pip install -U fine-tuning-cookbook"
+    clone = (ROOT / "pyproject.toml").is_file()
+    install = 'pip install -e "."' if clone else "pip install -r requirements.txt"  # of a copied recipe
     fix = f"{install}: {'; '.join(wrong)}" if wrong else ""
     yield Finding("packages", ", ".join(there) or "no requirements found to compare with", fix)
 

@@ -31,6 +31,7 @@ TYPES: dict[str, Any] = {
     "list[float]": TypeAdapter(list[FiniteFloat]),
 }
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+Parameter = tuple[str, Any, str]  # its type as written, its default, its help text
 CHEAP_BYTES = 20_000_000  # larger data is checked by the notebook alone
 
 
@@ -97,8 +98,10 @@ def literal(path: Path | str) -> str:
     return str(path).replace("{", "{{").replace("}", "}}")
 
 
-def check_parameters(notebook: Path, given: Mapping[str, Any]) -> dict[str, Any]:
-    """The given parameters, converted to the types that the notebook declares.
+def check_parameters(
+    notebook: Path, given: Mapping[str, Any], known: Mapping[str, Parameter] | None = None
+) -> dict[str, Any]:
+    """The given parameters, converted to the types that the notebook declares, or that `known` names.
 
     Text is converted (the command line gives nothing else; a list as JSON or with commas), other values must
     have the declared type; numbers must be finite. PROFILE must be known, MODEL, DATA, GENERAL and ADAPTER must be
@@ -107,7 +110,7 @@ def check_parameters(notebook: Path, given: Mapping[str, Any]) -> dict[str, Any]
     Raises:
         RequestError: naming every problem.
     """
-    known, problems = inspect(notebook), []
+    known, problems = declared(notebook) if known is None else known, []
     values: dict[str, Any] = {}
     for name, value in given.items():
         if name not in known:
@@ -147,10 +150,10 @@ def parameters(notebook: Path, given: Mapping[str, Any]) -> dict[str, Any]:
         RequestError: naming every problem.
     """
     checked = check_parameters(notebook, given)
-    return {name: default for name, (_, default, _) in inspect(notebook).items()} | checked
+    return {name: default for name, (_, default, _) in declared(notebook).items()} | checked
 
 
-def inspect(notebook: Path) -> dict[str, tuple[str, Any, str]]:
+def declared(notebook: Path) -> dict[str, Parameter]:
     """Type, default and help of each parameter of a notebook, as Papermill sees them.
 
     Raises:
@@ -161,14 +164,14 @@ def inspect(notebook: Path) -> dict[str, tuple[str, Any, str]]:
 
 
 @lru_cache(maxsize=16)
-def _inspect(notebook: Path, _: int) -> dict[str, tuple[str, Any, str]]:
+def _inspect(notebook: Path, _: int) -> dict[str, Parameter]:
     import papermill
 
     try:
         found = papermill.inspect_notebook(literal(notebook))
     except Exception as error:  # JSON, nbformat and jsonschema each raise their own
         raise RequestError(f"{notebook}: not a readable notebook ({type(error).__name__}: {error})") from error
-    known = {}
+    known: dict[str, Parameter] = {}
     for name, facts in found.items():
         default: Any = None
         with suppress(ValueError, SyntaxError):
@@ -255,17 +258,19 @@ def _data(value: str, every: Mapping[str, Any], notebook: Path) -> str:
     sample = re.search(r"data\.sample\(\W+(\w+)", text)  # the one it loads first
     columns = every.get("TARGET_COLUMNS") or []
     columns = [c.strip() for c in columns.split(",")] if isinstance(columns, str) else columns
-    stamp = path.absolute(), max((f.stat().st_mtime_ns for f in files), default=0)
-    _read_data(text, path, sample[1] if sample else "", every.get("INPUT_COLUMN") or "", tuple(columns), stamp)
+    stamp = tuple(sorted((str(f.absolute()), f.stat().st_mtime_ns) for f in files))
+    fallback = data.sample(sample[1], notebook.resolve().parent) if sample else None
+    _read_data(text, path, fallback, every.get("INPUT_COLUMN") or "", tuple(columns), stamp)
     return _place(value)
 
 
 @lru_cache(maxsize=64)  # the runs of a sweep read the same data
-def _read_data(notebook: str, path: Path, sample: str, column: str, columns: tuple[str, ...], _: Any) -> None:
+def _read_data(
+    notebook: str, path: Path, fallback: Path | None, column: str, columns: tuple[str, ...], _: Any
+) -> None:
     """Read data the way the notebook does; its faults are raised. The last argument tells changed files apart."""
     from cookbook import data
 
-    fallback = data.sample(sample) if sample else None
     if "audio.load(" in notebook:
         importlib.import_module("cookbook.audio").load(path)
     elif "pairs.load(" in notebook:

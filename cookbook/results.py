@@ -21,6 +21,7 @@ SCHEMA_VERSION = 1
 # the schema raises SCHEMA_VERSION by one and adds one function here; no version has needed one yet.
 UPGRADES: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
 OUTPUT_VARIABLE = "COOKBOOK_OUTPUT_DIR"  # set by the launcher, so that no path enters the notebook
+RECIPE_VARIABLE = "COOKBOOK_RECIPE_DIR"  # set by the launcher: the recipe's own folder, as it runs in another
 STACK = ("torch", "transformers", "peft", "trl", "bitsandbytes", "datasets", "evaluate", "lm_eval")
 
 Verdict = Literal["improved", "no measurable change", "worse"]

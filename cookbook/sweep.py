@@ -72,7 +72,7 @@ def plan(sweep: Sweep, folder: Path | None = None, *, file: str = "", lines: Map
     if problems:
         raise RequestError("\n".join(problems))
     asked = list(combinations(sweep))
-    kinds = {name: facts[0] for name, facts in recipes.inspect(notebook).items()}
+    kinds = {name: facts[0] for name, facts in recipes.declared(notebook).items()}
     for run in asked:
         for name in sweep.random.parameters if sweep.random else ():
             if kinds.get(name) == "int" and isinstance(run[name], float):
@@ -208,7 +208,7 @@ def _seconds(notebook: Path, parameters: Mapping[str, Any], runs: Iterable[Run])
         return statistics.median(seconds)
     with suppress(OSError, ValueError, KeyError, TypeError):
         record = json.loads((notebook.parent / "records" / f"{notebook.stem}.json").read_text(encoding="utf-8"))
-        asked = {name: default for name, (_, default, _) in recipes.inspect(notebook).items()} | dict(parameters)
+        asked = {name: default for name, (_, default, _) in recipes.declared(notebook).items()} | dict(parameters)
         profiles = (asked.get("PROFILE"), "cpu" if asked.get("PROFILE") == "auto" else None)
         arms = {name: value for name, value in asked.items() if isinstance(value, bool | list)}  # what a run does
         if record["profile"] in profiles and arms.items() <= record["parameters"].items():

@@ -113,7 +113,7 @@ def from_words(recipe: str, pairs: Sequence[str], base: Sweep | None = None) -> 
     Raises:
         RequestError: a pair without a value, or given twice, or no such recipe.
     """
-    known = recipes.inspect(recipes.find(recipe))
+    known = recipes.declared(recipes.find(recipe))
     fixed, grid = dict(base.fixed if base else {}), dict(base.grid if base else {})
     named: set[str] = set()
     for pair in pairs:

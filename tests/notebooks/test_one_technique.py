@@ -1,13 +1,17 @@
-"""Notebook 19b where it takes another way than at its defaults: a learning-rate choice, and an arm without training."""
+"""Notebook 19b where it takes another way than at its defaults: a learning-rate choice, an arm without training."""
 
 from __future__ import annotations
 
 import json
+import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file
 from test_own_data_and_model import reviews, tiny
-from test_smoke import run
+from test_smoke import numbers, run
 
 from cookbook import batch
 
@@ -30,7 +34,8 @@ def test_few_shot_trains_nothing_and_ships_its_prompt(tmp_path: Path) -> None:
     record = run(batch.find("19b"), tmp_path, METHOD="few_shot")
     assert record.resources.parameters.trainable == record.resources.tokens == 0
     assert all(m.after == m.prompted for name, m in record.metrics.items() if name != "validation_loss")
-    assert record.metrics["validation_loss"].after < record.metrics["validation_loss"].before
+    loss = record.metrics["validation_loss"]  # that of the same answers, behind a longer prompt
+    assert loss.after != loss.before and loss.n == record.data.validation
     assert {p.change for p in record.forgetting} == {0.0}
     turns = json.loads((tmp_path / "model" / "prompt.json").read_text())
     assert [t["role"] for t in turns] == ["system", *["user", "assistant"] * 4]
@@ -44,3 +49,27 @@ def test_own_rows_on_gpt2(tmp_path: Path) -> None:
     record = run(batch.find("19b"), tmp_path / "run", MODEL=str(model), **given)
     assert record.headline == "sentiment_accuracy" and record.data.source == "reviews.jsonl"
     assert record.details["parity_reloaded"] == 1.0
+
+
+def test_a_stopped_run_ends_like_an_uninterrupted_one(tmp_path: Path) -> None:
+    """Killed in mid-training and begun again: the same losses, scores and weights, from its checkpoint."""
+    given = {"METHOD": "lora", "TOKENS": 5000, "SAVE_STEPS": 2}
+    whole = run(batch.find("19b"), tmp_path / "whole", **given)
+    stop = threading.Event()
+
+    def watch(event: dict[str, Any]) -> None:
+        if event.get("step", 0) >= 3:
+            stop.set()
+
+    parameters = batch.check_parameters(batch.find("19b"), {"PROFILE": "smoke", **given})
+    with pytest.raises(KeyboardInterrupt):
+        batch.run_one(batch.find("19b"), tmp_path / "stopped", parameters, progress=watch, stop=stop)
+    assert list((tmp_path / "stopped" / "checkpoints").glob("checkpoint-*"))
+    resumed = run(batch.find("19b"), tmp_path / "stopped", **given)
+    executed = (tmp_path / "stopped" / "executed.ipynb").read_text()
+    assert "resumed from checkpoint-" in executed
+    assert numbers(resumed) == numbers(whole)
+    assert resumed.details["training_loss"] == whole.details["training_loss"]
+    saved = [load_file(tmp_path / name / "model" / "adapter_model.safetensors") for name in ("whole", "stopped")]
+    assert all(torch.equal(saved[0][name], saved[1][name]) for name in saved[0])
+    assert not (tmp_path / "stopped" / "checkpoints").exists()

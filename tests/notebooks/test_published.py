@@ -51,3 +51,17 @@ def test_preferences() -> None:
     assert length["win rate among equally long"] > 0.5
     assert record.details["first_loss"]["copied"] == pytest.approx(np.log(2), rel=0.005)
     assert record.resources.peak_memory_bytes.measured < 5e9
+
+
+def test_one_technique() -> None:
+    record = published("19b")
+    intent, loss = record.metrics["intent_accuracy"], record.metrics["validation_loss"]
+    assert record.headline == "intent_accuracy" and record.model.technique == "lora"
+    assert intent.ci95[0] > 0.25 and intent.after > intent.prompted + 0.2
+    assert record.metrics["valid_json"].after >= 0.95
+    assert not loss.higher_is_better and loss.after < 0.2 * loss.before and loss.n == record.data.validation
+    assert record.details["parity_reloaded"] == 1.0
+    assert len(record.details["rows"]["intent_accuracy"]) == intent.n == 96
+    assert 15_000 <= record.resources.tokens <= 20_000
+    assert record.resources.artifact_bytes < 21e6
+    assert record.resources.peak_memory_bytes.measured < 5e9

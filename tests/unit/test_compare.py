@@ -26,7 +26,7 @@ from cookbook.recipes import RequestError
 ROOT = Path(compare.__file__).parents[1]
 STATUS: dict[str, Any] = {
     **{"status": "kernel_died", "seconds": 60.0, "error": "out of\nmemory", "cell": None, "notebook": "tiny.ipynb"},
-    **{"notebook_sha256": "0", "parameters": {}, "started": "2026-01-01T00:00:00Z"},
+    **{"code_sha256": "0", "parameters": {}, "started": "2026-01-01T00:00:00Z"},
 }
 
 

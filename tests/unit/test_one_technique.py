@@ -41,9 +41,10 @@ def cells(folder: Path, method: str, into: Path, **changed: Any) -> dict[str, An
         "bottleneck": bottleneck, "checks": checks, "data": data, "evaluation": evaluation, "fourbit": fourbit,
         "models": models, "unfreezing": unfreezing, "chat": cookbook.chat, "PeftModel": PeftModel, "Path": Path,
         "set_seed": set_seed, "METHOD": method, "SEED": 0, "TOKENS": 600, "BATCH_SIZE": 2, "LORA_RANK": 4,
-        "LORA_ALPHA": 0, "BOTTLENECK": 8, "VIRTUAL_TOKENS": 6, "CHOOSE": True, "model_id": str(folder),
-        "dtype": torch.float32, "run_dir": into, "learning_rate": 1e-2, "max_length": 200, "accumulation": 1,
-        "profile": SimpleNamespace(device="cpu", epochs=1, batch_size=2), "plan": SimpleNamespace(micro_batch=2),
+        "LORA_ALPHA": 0, "BOTTLENECK": 8, "VIRTUAL_TOKENS": 6, "SAVE_STEPS": 0, "CHOOSE": True,
+        "model_id": str(folder), "dtype": torch.float32, "run_dir": into, "learning_rate": 1e-2, "max_length": 200,
+        "accumulation": 1, "profile": SimpleNamespace(device="cpu", epochs=1, batch_size=2),
+        "plan": SimpleNamespace(micro_batch=2),
         "splits": SimpleNamespace(train=EXAMPLES[:8], validation=EXAMPLES[8:], test=EXAMPLES[8:]),
         "guide": "Answer with one JSON object.", "headline": "x", "technique": method, "handle": None,
     }  # fmt: skip
