@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import shutil
 import tempfile
 import threading
@@ -80,11 +79,6 @@ def gpus() -> int:
     return torch.cuda.device_count()
 
 
-def cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def threads(count: float) -> dict[str, str]:
     """The environment of a run that may use so many threads."""
     number = str(max(1, math.floor(count)))
@@ -96,7 +90,7 @@ def _here(plan: Plan, workers: int, tell: Tell) -> None:
     stop, places = threading.Event(), SimpleQueue[dict[str, str]]()
     devices = gpus()
     for number in range(workers):
-        place = threads(plan.sweep.resources.cpus or cores() / workers) if workers > 1 else {}
+        place = threads(plan.sweep.resources.cpus or results.cores() / workers) if workers > 1 else {}
         places.put(place | ({"CUDA_VISIBLE_DEVICES": str(number % devices)} if devices and workers > 1 else {}))
 
     def one(wanted: Run) -> None:

@@ -183,7 +183,7 @@ def test_failures_are_recorded_and_the_rest_goes_on(notebook: Path, tmp_path: Pa
     }
     said = json.loads((plan.runs[0].folder / "executed.ipynb").read_text())
     texts = [o["text"] for cell in said["cells"] for o in cell.get("outputs", []) if "text" in o]
-    threads = max(1, launching.cores() // 2)
+    threads = max(1, results.cores() // 2)
     assert f"threads {threads}\n" in ["".join(text) for text in texts]  # two workers share the cores
     again = sweep.plan(asked, tmp_path / "out")
     assert [run.state for run in again.runs] == ["done", "done", "failed", "failed"]
