@@ -43,6 +43,10 @@ class Cell(BaseModel):
     line: str
 
 
+class BusyError(RequestError):
+    """Another run is writing the folder."""
+
+
 class RunStatus(BaseModel):
     """What `status.json` holds.
 
@@ -225,7 +229,7 @@ def _locked(folder: Path) -> Iterator[None]:
         lock = FileLock(folder / ".lock")
         lock.acquire(timeout=0)
     except Timeout:
-        raise RequestError(f"{folder}: another run is writing here; wait for it or choose another") from None
+        raise BusyError(f"{folder}: another run is writing here; wait for it or choose another") from None
     except OSError as error:
         raise RequestError(f"{folder}: cannot be written ({error.strerror}); choose another") from error
     try:

@@ -82,14 +82,14 @@ class Board:
         if kind == "begin":
             self._running[run.folder] = run, now, "starting"
         elif kind in ("end", "elsewhere"):
-            began = self._running.pop(run.folder, (run, now, ""))[1]
-            self._ended(run, event.get("status"), now - began)
+            self._running.pop(run.folder, None)
+            self._ended(run, event.get("status"))
         elif run.folder in self._running and (text := _words(event)):
             self._running[run.folder] = run, self._running[run.folder][1], text
         if self._live:
             self._live.update(self._table(now), refresh=True)
 
-    def _ended(self, run: Run, status: RunStatus | None, seconds: float) -> None:
+    def _ended(self, run: Run, status: RunStatus | None) -> None:
         if status is None:
             self.elsewhere += 1
             word, text = "elsewhere", "another launcher is at it"

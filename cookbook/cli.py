@@ -119,8 +119,7 @@ def sweep(
         if asked is None or parameter:
             asked = sweepfile.from_words(asked.recipe if asked else what, parameter or [], asked)
         asked = asked.model_copy(update={"timeout": timeout or asked.timeout})
-        default = output_dir or (Path(asked.output_dir) if asked.output_dir else None)
-        target = default or (Path("runs") / file.stem if known else None)
+        target = output_dir or (Path("runs") / file.stem if known and not asked.output_dir else None)
         plan = sweeps.part(sweeps.plan(asked, target, file=what if known else "", lines=lines), part)
         at_once = workers or launching.default_workers()
         board.show_plan(console, plan, at_once, engine)

@@ -17,7 +17,7 @@ import psutil
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
-from cookbook import assets, profiles
+from cookbook import assets, profiles, results
 from cookbook.recipes import ROOT
 
 MEMORY_BYTES = 4_000_000_000  # what the cpu profile may take
@@ -94,7 +94,7 @@ def _kernel() -> Finding:
 
 
 def _machine() -> Iterator[Finding]:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    cores = results.cores()
     memory = psutil.virtual_memory()
     text = f"{memory.total / 1e9:.1f} GB, {memory.available / 1e9:.1f} GB free"
     need = f"profile cpu takes up to {MEMORY_BYTES / 1e9:.0f} GB: end other programs, or use smoke"

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from cookbook.export_formats import FORMATS, RANKING, SHAREGPT, Format, fault, limits
 from cookbook.recipes import RequestError, find
+from cookbook.results import write_text
 
 if TYPE_CHECKING:
     from cookbook.training_sets import TrainingSet
@@ -191,14 +192,10 @@ def write_new(file: Path, text: str) -> None:
     Raises:
         RequestError: it is there, or cannot be written.
     """
-    temporary = file.with_name(f".{file.name}-{uuid.uuid4().hex}")
     if file.exists():
         raise RequestError(f"{file}: is there already; name a new file with --output")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(text.encode())
-        os.replace(temporary, file)
+        write_text(file, text)
     except OSError as error:
         raise RequestError(f"{file}: cannot be written: {error.strerror or error}") from error
-    finally:
-        temporary.unlink(missing_ok=True)

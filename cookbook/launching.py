@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import shutil
 import tempfile
 import threading
@@ -17,7 +16,7 @@ from queue import SimpleQueue
 from typing import Any
 
 from cookbook import batch, results
-from cookbook.batch import RequestError, RunStatus
+from cookbook.batch import BusyError, RequestError, RunStatus
 from cookbook.ledger import PROGRESS
 from cookbook.sweep import Plan, Run
 
@@ -43,12 +42,14 @@ def run(plan: Plan, *, engine: str = "local", workers: int = 0, tell: Tell) -> N
             launcher has it.
 
     Raises:
-        RequestError: the folder cannot be written, or there is no such engine.
+        RequestError: the folder cannot be written, the disk is too small for what is known of the runs, or there
+            is no such engine.
         StoppedError: the disk is full.
     """
     if engine not in ("local", "ray"):
         raise RequestError(f"--engine {engine}: choose local or ray")
     _write_plan(plan)
+    _fits(plan)
     for one in plan.to_do:
         if one.state == "outdated":
             _set_aside(plan.folder, one.folder)
@@ -78,11 +79,6 @@ def gpus() -> int:
     return torch.cuda.device_count()
 
 
-def cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def threads(count: float) -> dict[str, str]:
     """The environment of a run that may use so many threads."""
     number = str(max(1, math.floor(count)))
@@ -94,7 +90,7 @@ def _here(plan: Plan, workers: int, tell: Tell) -> None:
     stop, places = threading.Event(), SimpleQueue[dict[str, str]]()
     devices = gpus()
     for number in range(workers):
-        place = threads(plan.sweep.resources.cpus or cores() / workers) if workers > 1 else {}
+        place = threads(plan.sweep.resources.cpus or results.cores() / workers) if workers > 1 else {}
         places.put(place | ({"CUDA_VISIBLE_DEVICES": str(number % devices)} if devices and workers > 1 else {}))
 
     def one(wanted: Run) -> None:
@@ -114,7 +110,7 @@ def _here(plan: Plan, workers: int, tell: Tell) -> None:
                 stop=stop,
             )
             _finish(plan, wanted, status, tell)
-        except RequestError:  # another launcher is writing there
+        except BusyError:  # another launcher is writing there
             tell(wanted, {"kind": "elsewhere"})
         finally:
             places.put(place)
@@ -185,7 +181,7 @@ def _task(
             try:
                 status = batch.run_one(notebook, Path(folder), parameters, timeout=timeout, environment=environment)
                 return status.model_dump(mode="json")
-            except RequestError:
+            except BusyError:
                 if time.monotonic() > deadline:
                     raise
                 time.sleep(0.5)
@@ -200,7 +196,7 @@ def _answer(ray: Any, asked: Any, plan: Plan, wanted: Run) -> RunStatus:
         status = RunStatus(
             status="kernel_died",
             seconds=0.0,
-            error=f"Ray lost this run {RETRIES + 1} times: {why}"[:2000],
+            error=f"Ray could not finish this run, nor in its place another: {why}"[:2000],
             cell=None,
             notebook=plan.notebook.name,
             code_sha256="",
@@ -236,6 +232,17 @@ def _set_aside(folder: Path, old: Path) -> None:
     shutil.rmtree(target, ignore_errors=True)
     with suppress(FileNotFoundError):
         old.rename(target)
+
+
+def _fits(plan: Plan) -> None:
+    """Refuse what cannot fit on the disk by what is known of such runs."""
+    need = plan.bytes_a_run * len(plan.to_do) if plan.sweep.models else 0
+    free = shutil.disk_usage(plan.folder).free
+    if need > free:
+        raise RequestError(
+            f"{plan.folder}: {len(plan.to_do)} runs leave models of about {need / 1e9:.1f} GB, and "
+            f"{free / 1e9:.1f} GB are free; write `models: false` in the sweep file, or choose another --output-dir"
+        )
 
 
 def _room(folder: Path) -> None:

@@ -183,14 +183,18 @@ def versions() -> dict[str, str]:
     return found
 
 
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def environment(device: str, **more: JsonValue) -> dict[str, JsonValue]:
     """What the run stood on: Python, the stack's versions, the device in words, usable cores, memory."""
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return {
         "python": platform.python_version(),
         **versions(),
         "device": device,
-        "cores": usable,
+        "cores": cores(),
         "memory_bytes": psutil.virtual_memory().total,
         **more,
     }

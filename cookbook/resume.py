@@ -28,7 +28,7 @@ def checkpoint(trainer: Trainer, parameters: Mapping[str, Any]) -> str | None:
     """
     folder = Path(trainer.args.output_dir)
     key = _key(trainer, parameters)
-    same = (folder / KEY).is_file() and (folder / KEY).read_text(encoding="utf-8") == json.dumps(key, indent=1)
+    same = (folder / KEY).is_file() and json.loads((folder / KEY).read_text(encoding="utf-8")) == key
     if not same:
         shutil.rmtree(folder, ignore_errors=True)
     if str(trainer.args.save_strategy.value) == "no":

@@ -19,6 +19,7 @@ from cookbook.recipes import RequestError
 from cookbook.sweepfile import Place, Range, Sweep
 
 MOST_RUNS = 10_000
+SAMPLE = 50  # finished runs from which the others are foretold
 State = Literal["done", "missing", "failed", "outdated"]
 
 
@@ -39,13 +40,14 @@ class Run:
 
 @dataclass(frozen=True)
 class Plan:
-    """A checked sweep: the notebook, its runs, and what one of them has taken so far (seconds; None: unknown)."""
+    """A checked sweep: the notebook, its runs, and what one takes as far as it is known (seconds: or None)."""
 
     notebook: Path
     runs: list[Run]
     sweep: Sweep
     folder: Path
     seconds_a_run: float | None
+    bytes_a_run: int
 
     @property
     def to_do(self) -> list[Run]:
@@ -97,7 +99,7 @@ def plan(sweep: Sweep, folder: Path | None = None, *, file: str = "", lines: Map
             raise RequestError(f"{runs[target].name} is asked for twice: two runs would write one folder")
         runs[target] = Run(target, parameters, varied, _state(target, parameters, code))
     _same_recipe(folder, notebook.stem)
-    return Plan(notebook, list(runs.values()), sweep, folder, _seconds(notebook, checked[0], runs.values()))
+    return Plan(notebook, list(runs.values()), sweep, folder, *_known(notebook, checked[0], runs.values()))
 
 
 def part(whole: Plan, share: str) -> Plan:
@@ -198,19 +200,25 @@ def _same_recipe(folder: Path, recipe: str) -> None:
         raise RequestError(f"{folder} holds a sweep of {other}; give another --output-dir")
 
 
-def _seconds(notebook: Path, parameters: Mapping[str, Any], runs: Iterable[Run]) -> float | None:
-    """The median seconds of this sweep's finished runs, else those of the committed run at the same profile."""
-    seconds = []
-    for run in runs:
-        if run.state == "done":
-            seconds.append(json.loads((run.folder / "status.json").read_text(encoding="utf-8"))["seconds"])
-    if seconds:
-        return statistics.median(seconds)
+def _known(notebook: Path, parameters: Mapping[str, Any], runs: Iterable[Run]) -> tuple[float | None, int]:
+    """Seconds and bytes of a run: the median of this sweep's first finished ones, else those of the committed run.
+
+    The committed run counts where it was of the same profile and trained the same arms; else nothing is known.
+    """
+    done = [run.folder for run in runs if run.state == "done"][:SAMPLE]
+    if done:
+        seconds = [json.loads((f / "status.json").read_text(encoding="utf-8"))["seconds"] for f in done]
+        records = [json.loads((f / "results.json").read_text(encoding="utf-8")) for f in done]
+        return statistics.median(seconds), round(statistics.median(_artifact(record) for record in records))
     with suppress(OSError, ValueError, KeyError, TypeError):
         record = json.loads((notebook.parent / "records" / f"{notebook.stem}.json").read_text(encoding="utf-8"))
         asked = {name: default for name, (_, default, _) in recipes.declared(notebook).items()} | dict(parameters)
         profiles = (asked.get("PROFILE"), "cpu" if asked.get("PROFILE") == "auto" else None)
         arms = {name: value for name, value in asked.items() if isinstance(value, bool | list)}  # what a run does
         if record["profile"] in profiles and arms.items() <= record["parameters"].items():
-            return float(record["resources"]["seconds"]["total"])
-    return None
+            return float(record["resources"]["seconds"]["total"]), _artifact(record)
+    return None, 0
+
+
+def _artifact(record: Mapping[str, Any]) -> int:
+    return int(record.get("resources", {}).get("artifact_bytes", 0))

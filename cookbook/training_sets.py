@@ -108,11 +108,8 @@ def _plain(source: str | Path, v: Values, name: str) -> TrainingSet:
     if columns >= {"chosen", "rejected"} or columns >= {"a", "b", "label"}:
         found: Any = pairs.load(source, instruction=v["INSTRUCTION"], seed=v["SEED"])
         return _made(name, "preference", found, leakage.gate(found, allow=v["ALLOW_LEAKAGE"]))
-    found = data.load(
-        source, instruction=v["INSTRUCTION"], input_column=v["INPUT_COLUMN"], target_columns=v["TARGET_COLUMNS"],
-        seed=v["SEED"],
-    )  # fmt: skip
-    return _made(name, "sft", found, leakage.gate(found, allow=v["ALLOW_LEAKAGE"]))
+    found, leaks = _loaded(source, v)
+    return _made(name, "sft", found, leaks)
 
 
 def _columns(source: str | Path) -> set[str]:
@@ -163,6 +160,30 @@ def _sizes(profile: profiles.Profile) -> dict[str, int]:
     return {split: getattr(profile, f"{split}_rows") for split in SPLITS}
 
 
+def _loaded(source: str | Path, v: Values, fallback: Path | None = None) -> tuple[data.Splits, str]:
+    """Prompts and answers past the leakage gate, and what the gate says."""
+    splits = data.load(
+        source, instruction=v["INSTRUCTION"], input_column=v["INPUT_COLUMN"], target_columns=v["TARGET_COLUMNS"],
+        seed=v["SEED"], fallback=fallback,
+    )  # fmt: skip
+    return splits, leakage.gate(splits, allow=v["ALLOW_LEAKAGE"])
+
+
+def _fitting(
+    source: str | Path,
+    v: Values,
+    profile: profiles.Profile,
+    tokenizer: Any,
+    max_length: int,
+    fallback: Path | None = None,
+) -> tuple[data.Splits, str, str]:
+    """The same, no more rows than the profile takes and none too long; what the gate and the length check say."""
+    splits, leaks = _loaded(source, v, fallback)
+    splits = data.take(splits, **_sizes(profile))
+    splits.train, long_rows = data.fit_length(splits.train, tokenizer, max_length, v["ON_LONG"])
+    return splits, leaks, long_rows
+
+
 def _brief(splits: data.Splits) -> list[str]:
     """The answer's columns that are no running text, if there are both; else none."""
     brief = [name for name, kind in splits.schema.kinds.items() if kind != "text"]
@@ -173,18 +194,12 @@ def _customer_service(v: Values, profile: profiles.Profile) -> list[TrainingSet]
     """01: all rows asked for their labels alone, and before them a share of the rows asked for everything."""
     sample = data.sample("customer_service")
     tokenizer, max_length, _ = _tokenizer(v, profile)
-    splits = data.load(
-        v["DATA"] or sample, instruction=v["INSTRUCTION"], input_column=v["INPUT_COLUMN"],
-        target_columns=v["TARGET_COLUMNS"], seed=v["SEED"], fallback=sample,
-    )  # fmt: skip
-    leaks = leakage.gate(splits, allow=v["ALLOW_LEAKAGE"])
-    splits = data.take(splits, **_sizes(profile))
-    splits.train, long_rows = data.fit_length(splits.train, tokenizer, max_length, v["ON_LONG"])
+    splits, *remarks = _fitting(v["DATA"] or sample, v, profile, tokenizer, max_length, fallback=sample)
     mixed = splits.train
     if brief := _brief(splits):
         whole = data.spread(mixed, round(v["WHOLE_SHARE"] * len(mixed)))
         mixed = whole + [data.only(e, brief) for e in mixed]
-    return [_made("", "sft", splits, leaks, long_rows, rows={"train": sft_rows(mixed)})]
+    return [_made("", "sft", splits, *remarks, rows={"train": sft_rows(mixed)})]
 
 
 def _legal(v: Values, profile: profiles.Profile) -> list[TrainingSet]:
@@ -192,13 +207,7 @@ def _legal(v: Values, profile: profiles.Profile) -> list[TrainingSet]:
     tokenizer, max_length, _ = _tokenizer(v, profile)
     with TemporaryDirectory() as folder:
         source = v["DATA"] or licence_texts.write(Path(folder) / "data", v, tokenizer, profile.train_rows)
-        splits = data.load(
-            source, instruction=v["INSTRUCTION"], input_column=v["INPUT_COLUMN"],
-            target_columns=v["TARGET_COLUMNS"], seed=v["SEED"],
-        )  # fmt: skip
-    leaks = leakage.gate(splits, allow=v["ALLOW_LEAKAGE"])
-    splits = data.take(splits, **_sizes(profile))
-    splits.train, long_rows = data.fit_length(splits.train, tokenizer, max_length, v["ON_LONG"])
+        splits, *remarks = _fitting(source, v, profile, tokenizer, max_length)
     mixed = splits.train
     if brief := _brief(splits):
         whole = {id(e) for e in data.spread(mixed, round(v["WHOLE_SHARE"] * len(mixed)))}
@@ -211,7 +220,7 @@ def _legal(v: Values, profile: profiles.Profile) -> list[TrainingSet]:
     count = round((v["EPOCHS"] or 1.5 * profile.epochs) * len(mixed))
     train = [next(turns[i % len(turns)]) for i in range(count)]
     remark = f"Training rows: {len(mixed)}, in the recipe's order {count}: the kinds in turn, the rare ones repeated."
-    return [_made("", "sft", splits, leaks, long_rows, remark, rows={"train": sft_rows(train)}, in_order=True)]
+    return [_made("", "sft", splits, *remarks, remark, rows={"train": sft_rows(train)}, in_order=True)]
 
 
 def _departments(v: Values, profile: profiles.Profile) -> list[TrainingSet]:

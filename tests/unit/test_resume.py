@@ -117,3 +117,10 @@ def test_half_a_checkpoint_is_no_checkpoint(make: Callable[..., Trainer], tmp_pa
         train(make("run", StopAt(8)))
     (tmp_path / "run" / "checkpoint-6" / "optimizer.pt").unlink()
     assert resume.checkpoint(make("run"), {}) is None
+
+
+def test_words_of_other_alphabets_do_not_hide_a_checkpoint(make: Callable[..., Trainer], tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        train(make("run", StopAt(8)), INSTRUCTION="Antworte höflich.")
+    kept = tmp_path / "run" / "checkpoint-6"
+    assert resume.checkpoint(make("run"), {"INSTRUCTION": "Antworte höflich."}) == str(kept)

@@ -51,10 +51,10 @@ def begun(plan: sweep.Plan) -> dict[str, int]:
     return {name: len(file.read_text()) if file.exists() else 0 for name, file in files.items()}
 
 
-def record(run: sweep.Run, code: str) -> None:
+def record(run: sweep.Run, code: str, content: dict[str, Any] = RECORD) -> None:
     """What a finished run leaves, without the run."""
     run.folder.mkdir(parents=True)
-    (run.folder / "results.json").write_text(json.dumps(RECORD))
+    (run.folder / "results.json").write_text(json.dumps(content))
     status = {"status": "ok", "seconds": 2.0, "parameters": run.parameters, "code_sha256": code}
     (run.folder / "status.json").write_text(json.dumps(status))
 
@@ -183,7 +183,7 @@ def test_failures_are_recorded_and_the_rest_goes_on(notebook: Path, tmp_path: Pa
     }
     said = json.loads((plan.runs[0].folder / "executed.ipynb").read_text())
     texts = [o["text"] for cell in said["cells"] for o in cell.get("outputs", []) if "text" in o]
-    threads = max(1, launching.cores() // 2)
+    threads = max(1, results.cores() // 2)
     assert f"threads {threads}\n" in ["".join(text) for text in texts]  # two workers share the cores
     again = sweep.plan(asked, tmp_path / "out")
     assert [run.state for run in again.runs] == ["done", "done", "failed", "failed"]
@@ -291,7 +291,7 @@ def test_a_full_disk_stops_the_sweep_and_keeps_what_there_is(
     asked = Sweep(recipe=str(notebook), seeds=3)
     plan = sweep.plan(asked, tmp_path / "out")
     usage = namedtuple("usage", "total used free")
-    free = iter([10**12, 10**6])
+    free = iter([10**12, 10**12, 10**6])
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(0, 0, next(free)))
     with pytest.raises(launching.StoppedError, match="only 1 MB are free .* give the same command again"):
         finish(plan)
@@ -305,6 +305,21 @@ def test_a_full_disk_stops_the_sweep_and_keeps_what_there_is(
     with pytest.raises(launching.StoppedError, match="No space left on device; finished runs are kept"):
         finish(sweep.plan(asked, tmp_path / "out"))
     assert [run.state for run in sweep.plan(asked, tmp_path / "out").runs] == ["done", "missing", "missing"]
+
+
+def test_what_cannot_fit_on_the_disk_is_refused(
+    notebook: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = Sweep(recipe=str(notebook), seeds=11)
+    code = recipes.code_hash(json.loads(notebook.read_text())["cells"])
+    large = RECORD | {"resources": RECORD["resources"] | {"artifact_bytes": 2_000_000_000}}
+    record(sweep.plan(asked, tmp_path / "out").runs[0], code, large)
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(0, 0, 19_000_000_000))
+    plan = sweep.plan(asked, tmp_path / "out")
+    with pytest.raises(RequestError, match=r"10 runs leave models of about 20.0 GB, and 19.0 GB are free"):
+        finish(plan)
+    assert begun(plan) == {run.name: 0 for run in plan.runs}
 
 
 def test_two_launchers_share_the_work(notebook: Path, tmp_path: Path) -> None:

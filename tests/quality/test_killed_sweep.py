@@ -25,8 +25,8 @@ def launch(folder: Path) -> subprocess.Popen[str]:
 
 
 def finished(folder: Path) -> dict[str, float]:
-    """When each finished run was written, by its folder's name."""
-    return {file.parent.name: file.stat().st_mtime for file in folder.glob("out/*/results.json")}
+    """When each finished run ended, by its folder's name; a run ends when the launcher has seen its record."""
+    return {file.parent.name: file.stat().st_mtime for file in folder.glob("out/*/status.json")}
 
 
 def test_twelve_runs_whose_launcher_is_killed_twice(tmp_path: Path) -> None:
