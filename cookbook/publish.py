@@ -1,8 +1,8 @@
 """Run notebooks at the cpu profile and write their outputs back, cleaned: `python -m cookbook.publish [RECIPE…]`.
 
-The run's record goes to `notebooks/records/`. Parameters that the committed run sets apart from the defaults stand
-in the notebook's metadata, under `cookbook.publish`. A notebook that fails, shows a path of this machine, or is too
-large is not written.
+The run's record goes to `notebooks/records/`, pages that compare several runs to a folder of that name there.
+Parameters that the committed run sets apart from the defaults stand in the notebook's metadata, under
+`cookbook.publish`. A notebook that fails, shows a path of this machine, or is too large is not written.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import os
 import re
 import sys
 from datetime import UTC, datetime
@@ -26,6 +27,7 @@ MOST_BYTES = 400_000
 PATHS = re.compile(
     r"(?<![\w./])/(?:home|root|Users|tmp|var|work|mnt|opt|content)/[\w.-]+|file:///[\w.-]+|\b[A-Za-z]:\\{1,2}Users\b"
 )
+PAGES = "compare"  # folder of a run: what it wrote for readers, beside the notebook
 RUN_ONLY = ("papermill", "widgets", "execution", "ExecuteTime")
 
 
@@ -86,12 +88,14 @@ def publish(notebook: Path) -> Path:
         raise PublishError(f"{notebook.name}: {status.status}: {status.error}")
     cleaned = clean(nbformat.read(folder / "executed.ipynb", as_version=4), source)
     record = results.read(folder).model_dump(mode="json")
-    if paths := machine_paths(cleaned) + PATHS.findall(json.dumps(record)):
+    pages = {page.name: page.read_text(encoding="utf-8") for page in sorted((folder / PAGES).glob("*"))}
+    pages = {name: text.replace(f"{folder}{os.sep}", "") for name, text in pages.items()}
+    if paths := machine_paths(cleaned) + PATHS.findall(json.dumps([record, pages])):
         raise PublishError(f"{notebook.name}: outputs show paths of this machine: {', '.join(paths[:5])}")
     cleaned.metadata["cookbook"] = dict(source.metadata.get("cookbook", {})) | {
         "profile": PROFILE,
         "executed": datetime.now(UTC).date().isoformat(),
-        "minutes": round(status.seconds / 60, 1),
+        "minutes": round(record["resources"]["seconds"]["total"] / 60, 1),
         "sources": sources_hash(cleaned),
         "versions": results.versions(),
     }
@@ -99,8 +103,11 @@ def publish(notebook: Path) -> Path:
     if len(text.encode()) > MOST_BYTES:
         raise PublishError(f"{notebook.name}: {len(text.encode()) / 1e3:.0f} kB with outputs, over 400 kB")
     notebook.write_text(text, encoding="utf-8")
-    record_of(notebook).parent.mkdir(exist_ok=True)
+    beside = record_of(notebook).with_suffix("")
+    (beside if pages else beside.parent).mkdir(parents=True, exist_ok=True)
     results.write_json(record_of(notebook), record)
+    for name, text in pages.items():
+        results.write_text(beside / name, text)
     return notebook
 
 

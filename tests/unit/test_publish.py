@@ -124,7 +124,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     source = notebook()
     source.metadata["cookbook"] = {"publish": {"CURVE": True}}
     nbformat.write(source, path)
-    fake = SimpleNamespace(path=path, status="ok", executed=executed_notebook(), wanted=None)
+    fake = SimpleNamespace(path=path, status="ok", executed=executed_notebook(), wanted=None, pages={})
     fake.record = results.Results.model_validate(RECORD)
 
     def run_one(notebook: Path, folder: Path, parameters: dict, progress: Any) -> Any:
@@ -132,8 +132,11 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
         folder.mkdir(parents=True)
         nbformat.write(fake.executed, folder / "executed.ipynb")
         results.write(folder, fake.record)
+        for name, text in fake.pages.items():
+            (folder / "compare").mkdir(exist_ok=True)
+            (folder / "compare" / name).write_text(text.format(folder=folder), encoding="utf-8")
         progress({"event": "end", "stage": "train", "seconds": 3})
-        return SimpleNamespace(status=fake.status, error="why", seconds=90)
+        return SimpleNamespace(status=fake.status, error="why")
 
     monkeypatch.setattr(publish.batch, "run_one", run_one)
     monkeypatch.setattr(publish.recipes, "ROOT", tmp_path)
@@ -148,9 +151,28 @@ def test_publish_writes_outputs_and_says_what_they_belong_to(run: SimpleNamespac
     written = nbformat.read(run.path, as_version=4)
     note = written.metadata["cookbook"]
     assert written.cells[1].outputs[0]["text"] == "hello" and note["publish"] == {"CURVE": True}
-    assert note["sources"] == publish.sources_hash(written) and note["profile"] == "cpu" and note["minutes"] == 1.5
+    assert note["sources"] == publish.sources_hash(written) and note["profile"] == "cpu"
+    assert note["minutes"] == round(run.record.resources.seconds.total / 60, 1)
     assert publish.record_of(run.path) == run.path.parent / "records" / "01_test.json"
     assert results.read(publish.record_of(run.path)) == run.record
+    assert [file.name for file in run.path.with_name("records").iterdir()] == ["01_test.json"]
+
+
+def test_pages_that_a_run_wrote_are_published_beside_its_record(run: SimpleNamespace) -> None:
+    run.pages = {"compare.csv": "path\n{folder}/arms/one\n", "compare.html": "<html>"}
+    publish.publish(run.path)
+    beside = publish.record_of(run.path).with_suffix("")
+    assert {file.name: file.read_text() for file in beside.iterdir()} == {
+        "compare.csv": "path\narms/one\n",
+        "compare.html": "<html>",
+    }
+
+
+def test_publish_refuses_pages_with_paths(run: SimpleNamespace) -> None:
+    run.pages = {"compare.md": "see /home/anna/runs"}
+    with pytest.raises(publish.PublishError, match="/home/anna"):
+        publish.publish(run.path)
+    assert not publish.record_of(run.path).parent.exists()
 
 
 @pytest.mark.parametrize(
