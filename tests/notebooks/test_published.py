@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from cookbook import publish, recipes, results
+from cookbook import claims, publish, recipes, results
 
 
 def published(recipe: str) -> results.Results:
@@ -65,3 +65,21 @@ def test_one_technique() -> None:
     assert 15_000 <= record.resources.tokens <= 20_000
     assert record.resources.artifact_bytes < 21e6
     assert record.resources.peak_memory_bytes.measured < 5e9
+
+
+def test_shoot_out() -> None:
+    """Every method ran with three seeds; what is asserted of their order is what the intervals show."""
+    record = published("19")
+    chosen, arms = record.details["chosen"], record.details["arms"]
+    assert set(record.metrics) == {*chosen, "zero_shot", "few_shot"} and len(chosen) == 13
+    assert record.details["seeds"] == [0, 1, 2] and all(arms[name]["n"] == 3 for name in chosen)
+    for name, losses in record.details["rates"].items():
+        tried = sorted(map(float, losses))
+        assert tried[0] < chosen[name] < tried[-1], f"{name}: the best rate lies at an end of those tried"
+    assert all(record.metrics[name].ci95[0] > 0.1 for name in ("full", "lora", "bottleneck"))
+    assert set(record.claims) == {"C1", "C4", "C5", "C6", "C10", "C17", "C19", "C20", "C21"}
+    assert all(claim.verdict != claims.UNMEASURED for claim in record.claims.values())
+    assert record.headline == min(chosen, key=lambda name: min(record.details["rates"][name].values()))
+    pages = publish.record_of(recipes.find("19")).with_suffix("")
+    assert {"compare.html", "compare.md", "compare.csv", "runs.csv"} == {page.name for page in pages.iterdir()}
+    assert all(name in (pages / "compare.html").read_text(encoding="utf-8") for name in record.metrics)
