@@ -1,4 +1,4 @@
-"""Widgets for interactive sessions; each recipe also shows the same thing without them."""
+"""Ask a model something, by text or by a recording, and read what it answers."""
 
 from __future__ import annotations
 
