@@ -24,7 +24,7 @@ from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
-from cookbook import __version__, needs, recipes, scripting
+from cookbook import __version__, needs, opening, recipes, scripting
 from cookbook.recipes import Parameter, RequestError
 
 PACKAGE = Path(__file__).parent
@@ -199,6 +199,7 @@ def _clean(recipe: Any, notebook: Path, samples: Mapping[str, Path], vendor: boo
     """Take one run's metadata away, and let links and commands in the text lead where they lead in the copy."""
     for part in (recipe, *recipe.cells):
         part.metadata = {k: v for k, v in part.metadata.items() if k not in RUN_ONLY}
+    opening.furnish(recipe, notebook.name, "")  # badges and setup cell would lead back to the project's repository
     number = re.match(r"\d+", notebook.stem)
 
     def link(found: re.Match[str]) -> str:

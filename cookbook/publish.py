@@ -19,7 +19,7 @@ from typing import Any
 import nbformat
 from PIL import Image
 
-from cookbook import batch, recipes, results
+from cookbook import batch, opening, project, recipes, results
 
 PROFILE = "cpu"
 MOST_BYTES = 400_000
@@ -34,7 +34,7 @@ class PublishError(RuntimeError):
 
 
 def sources_hash(notebook: Any) -> str:
-    """16 hex digits over the sources of the code cells: outputs belong to exactly these."""
+    """16 hex digits over the sources of the code cells, `setup` apart: outputs belong to exactly these."""
     return recipes.code_hash(notebook.cells)[:16]
 
 
@@ -88,6 +88,7 @@ def publish(notebook: Path) -> Path:
     record = results.read(folder).model_dump(mode="json")
     if paths := machine_paths(cleaned) + PATHS.findall(json.dumps(record)):
         raise PublishError(f"{notebook.name}: outputs show paths of this machine: {', '.join(paths[:5])}")
+    opening.furnish(cleaned, notebook.name, project.repository())
     cleaned.metadata["cookbook"] = dict(source.metadata.get("cookbook", {})) | {
         "profile": PROFILE,
         "executed": datetime.now(UTC).date().isoformat(),

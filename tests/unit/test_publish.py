@@ -42,6 +42,8 @@ def test_sources_hash_follows_sources_alone() -> None:
     changed = notebook()
     changed.cells[1].source = "print(1) "
     assert publish.sources_hash(changed) != publish.sources_hash(first)
+    changed.cells[1].metadata["tags"], first.cells[1].metadata["tags"] = ["setup"], ["setup"]
+    assert publish.sources_hash(changed) == publish.sources_hash(first)  # it does nothing where notebooks are run
 
 
 @pytest.mark.parametrize(
@@ -124,6 +126,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     source = notebook()
     source.metadata["cookbook"] = {"publish": {"CURVE": True}}
     nbformat.write(source, path)
+    monkeypatch.setattr(publish.project, "repository", lambda: "https://github.com/a/b")
     fake = SimpleNamespace(path=path, status="ok", executed=executed_notebook(), wanted=None)
     fake.record = results.Results.model_validate(RECORD)
 
@@ -148,6 +151,7 @@ def test_publish_writes_outputs_and_says_what_they_belong_to(run: SimpleNamespac
     written = nbformat.read(run.path, as_version=4)
     note = written.metadata["cookbook"]
     assert written.cells[1].outputs[0]["text"] == "hello" and note["publish"] == {"CURVE": True}
+    assert written.cells[0].source.startswith("# Title\n\n[![Open in Colab](")
     assert note["sources"] == publish.sources_hash(written) and note["profile"] == "cpu" and note["minutes"] == 1.5
     assert publish.record_of(run.path) == run.path.parent / "records" / "01_test.json"
     assert results.read(publish.record_of(run.path)) == run.record
