@@ -6,7 +6,7 @@ import re
 from typing import Any
 
 BRANCH = "main"
-BADGE = re.compile(r"^\[!\[Open in .*\n+", re.MULTILINE)
+BADGE = re.compile(r"\n+\[!\[Open in .*")  # with the empty line before it
 # What a notebook that was opened alone needs before it can reach the package.
 SETUP = """\
 {imports}
