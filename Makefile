@@ -6,12 +6,13 @@ ENV := $(firstword $(VIRTUAL_ENV) $(CONDA_ENV) .venv)
 PY := $(ENV)/$(if $(filter Windows_NT,$(OS)),Scripts/python.exe,bin/python)
 CORE := $(ENV)/.cookbook-core
 TEST := $(ENV)/.cookbook-test
+BROWSER := $(ENV)/.cookbook-browser
 WORKERS ?= 2
 NOTEBOOK ?= 01
 
 TOOLS := .venv-tools/.cookbook-tools
 
-.PHONY: demo test quality tools lab lint notebooks clean
+.PHONY: demo test quality browser tools lab lint notebooks clean
 .DEFAULT_GOAL := demo
 
 demo: $(CORE) ## fine-tune a real model and show what changed
@@ -22,6 +23,9 @@ test: $(TEST) ## unit tests, every notebook at smoke, the command line
 
 quality: $(TEST) ## train on the real model and assert what it must reach
 	@$(PY) -m pytest tests/quality
+
+browser: $(BROWSER) ## JupyterLab in the system's Chromium; screenshots go to runs/screenshots
+	@$(PY) -m pytest tests/browser
 
 tools: $(TOOLS) ## read the exports with Axolotl's, LLaMA-Factory's and Together's own code
 	@.venv-tools/bin/python -m pytest tests/tools
@@ -52,6 +56,10 @@ $(TEST): pyproject.toml | $(PY)
 	@echo "Installing the cookbook and its tests into $(ENV) (some minutes and about 2 GB, once)"
 	@$(PY) -m pip install -q -e ".[test]"
 	@touch $@ $(CORE)
+
+$(BROWSER): pyproject.toml | $(TEST)
+	@$(PY) -m pip install -q -e ".[test,browser]"
+	@touch $@ $(TEST) $(CORE)
 
 $(TOOLS): pyproject.toml tests/tools/requirements.txt
 	@echo "Making the environment .venv-tools (some minutes and about 2 GB, once)"
