@@ -7,12 +7,13 @@ PY := $(ENV)/$(if $(filter Windows_NT,$(OS)),Scripts/python.exe,bin/python)
 CORE := $(ENV)/.cookbook-core
 TEST := $(ENV)/.cookbook-test
 BROWSER := $(ENV)/.cookbook-browser
+SITE := $(ENV)/.cookbook-site
 WORKERS ?= 2
 NOTEBOOK ?= 01
 
 TOOLS := .venv-tools/.cookbook-tools
 
-.PHONY: demo test quality browser tools lab lint notebooks clean
+.PHONY: demo test quality browser tools lab lint notebooks site clean
 .DEFAULT_GOAL := demo
 
 demo: $(CORE) ## fine-tune a real model and show what changed
@@ -39,8 +40,12 @@ lint: $(TEST)
 notebooks: $(CORE) ## run the notebooks at the cpu profile and write their outputs back, cleaned
 	@$(PY) -m cookbook.publish
 
+site: $(SITE) ## all notebooks as web pages with a search, from their committed outputs: site/html/index.html
+	@$(PY) -m sphinx -q -W --keep-going -c docs -d site/doctrees . site/html
+	@$(PY) docs/check_links.py site/html
+
 clean:
-	rm -rf .venv .venv-tools runs .pytest_cache .ruff_cache *.egg-info
+	rm -rf .venv .venv-tools runs site .pytest_cache .ruff_cache *.egg-info
 
 $(PY):
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; name one: make PYTHON=python3.12 $(MAKECMDGOALS)")'
@@ -55,6 +60,10 @@ $(CORE): pyproject.toml | $(PY)
 $(TEST): pyproject.toml | $(PY)
 	@echo "Installing the cookbook and its tests into $(ENV) (some minutes and about 2 GB, once)"
 	@$(PY) -m pip install -q -e ".[test]"
+	@touch $@ $(CORE)
+
+$(SITE): pyproject.toml | $(PY)
+	@$(PY) -m pip install -q -e ".[site]"
 	@touch $@ $(CORE)
 
 $(BROWSER): pyproject.toml | $(TEST)

@@ -74,29 +74,33 @@ def _first_sentence(text: str) -> str:
 
 def table(shown: Iterable[Entry], repository: str = "") -> str:
     """The gallery in Markdown, as it stands in README.md: a row a notebook, its links relative to the project."""
-    lines = ["| | notebook | measured, before → after training |", "|---|---|---|"]
+    lines = ["| before → after training | notebook |", "|---|---|"]
     for entry in shown:
-        picture = ""
+        left, told = [], [f"**[{entry.title}](notebooks/{entry.path.name})**", entry.about.replace("|", "\\|")]
         if entry.figure:
             alt = escape(f"A figure of {entry.title}")
-            picture = f'<img src="{(FIGURES / entry.number).as_posix()}.png" width="280" alt="{alt}">'
-        name = f"**[{entry.title}](notebooks/{entry.path.name})**"
-        told = "<br>".join(filter(None, [name, entry.about, opening.badges(entry.path.name, repository)]))
-        measured = "<br>".join(_measured(entry.record)) if entry.record else ""
-        lines.append(f"| {picture} | {told.replace('|', chr(92) + '|')} | {measured} |")
+            left.append(f'<img src="{(FIGURES / entry.number).as_posix()}.png" width="280" alt="{alt}">')
+        if entry.record:
+            headline, rest = _measured(entry.record)
+            # A page makes a picture as narrow as its column; lines that do not break keep that wide.
+            left.append(headline.replace(" ", "\N{NO-BREAK SPACE}"))
+            told.append(rest)
+        told.append(opening.badges(entry.path.name, repository))
+        lines.append(f"| {'<br>'.join(left)} | {'<br>'.join(filter(None, told))} |")
     return "\n".join(lines)
 
 
-def _measured(record: results.Results) -> list[str]:
+def _measured(record: results.Results) -> tuple[str, str]:
+    """The headline before and after; and its interval, the prompt's score, and what the run took."""
     metric, used = record.metrics[record.headline], record.resources
+    name = record.headline.replace("_", " ") + " (lower is better)" * (not metric.higher_is_better)
+    change, low, high = (f"{x:+.3f}".replace("-", "\N{MINUS SIGN}") for x in (metric.change, *metric.ci95))
     minutes = used.seconds.total / 60
-    return [
-        record.headline.replace("_", " ") + " (lower is better)" * (not metric.higher_is_better),
-        f"{metric.before:.3f} → **{metric.after:.3f}**"
-        + ("" if metric.prompted is None else f", only prompted {metric.prompted:.3f}"),
-        f"change {metric.change:+.3f}, 95 % interval [{metric.ci95[0]:+.3f}, {metric.ci95[1]:+.3f}], n = {metric.n}",
-        f"{f'{minutes:.0f} min' if minutes >= 1 else 'under 1 min'}, {used.peak_memory_bytes.measured / 1e9:.1f} GB",
-    ]
+    parts = [f"change {change}, 95 % interval [{low}, {high}], n = {metric.n}"]
+    parts += [] if metric.prompted is None else [f"only prompted {metric.prompted:.3f}"]
+    parts.append(f"{minutes:.0f} min" if minutes >= 1 else "under 1 min")
+    parts.append(f"{used.peak_memory_bytes.measured / 1e9:.1f} GB")
+    return f"{name}: {metric.before:.3f} → **{metric.after:.3f}**", f"*{'; '.join(parts)}*"
 
 
 def scores(record: results.Results) -> str:
