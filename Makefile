@@ -25,7 +25,7 @@ test: $(TEST) ## unit tests, every notebook at smoke, the command line
 quality: $(TEST) ## train on the real model and assert what it must reach
 	@$(PY) -m pytest tests/quality
 
-browser: $(BROWSER) ## JupyterLab in the system's Chromium; screenshots go to runs/screenshots
+browser: $(BROWSER) site ## JupyterLab and the site in the system's Chromium; screenshots go to runs/screenshots
 	@$(PY) -m pytest tests/browser
 
 tools: $(TOOLS) ## read the exports with Axolotl's, LLaMA-Factory's and Together's own code
