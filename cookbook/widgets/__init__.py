@@ -1,5 +1,7 @@
 """Widgets for interactive sessions, one concern a module; each recipe also shows the same thing without them."""
 
 from cookbook.widgets.asking import ask, hear
+from cookbook.widgets.labelling import label
+from cookbook.widgets.stopping import StopButton
 
-__all__ = ["ask", "hear"]
+__all__ = ["StopButton", "ask", "hear", "label"]
