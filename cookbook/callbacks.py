@@ -45,7 +45,7 @@ class LiveLoss(TrainerCallback):
         self._line: Any = None
         self._stop: StopButton | None = None
         self._open = ExitStack()
-        self._spent, self._tokens = 0.0, 0
+        self._spent, self._tokens, self._earlier = 0.0, 0, 0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
         self.steps = state.max_steps
@@ -53,6 +53,8 @@ class LiveLoss(TrainerCallback):
             logged = [(entry["step"], entry) for entry in state.log_history if entry["step"] <= state.global_step]
             self.train = [(step, entry["loss"]) for step, entry in logged if "loss" in entry]
             self.validation = [(step, entry["eval_loss"]) for step, entry in logged if "eval_loss" in entry]
+        self._open.close()  # what an earlier training left that did not come to its end
+        self._earlier = len(self.seconds)
         if model is not None:
             counted = model.register_forward_pre_hook(self._count, with_kwargs=True)
             self._open.callback(counted.remove)
@@ -71,7 +73,7 @@ class LiveLoss(TrainerCallback):
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self._began = time.perf_counter()
-        if not self.seconds:
+        if len(self.seconds) == self._earlier:
             self._first = self._began
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -130,8 +132,8 @@ class LiveLoss(TrainerCallback):
             facts["learning_rate"] = float(f"{logs['learning_rate']:.3g}")
         if self._spent and int(self._tokens):
             facts["tokens_per_second"] = round(int(self._tokens) / self._spent)
-        if self.seconds:
-            pace = (time.perf_counter() - self._first) / len(self.seconds)
+        if steps := len(self.seconds) - self._earlier:
+            pace = (time.perf_counter() - self._first) / steps
             facts["seconds_left"] = round(pace * (self._end - step))
         return facts | {"memory_gb": round(memory_in_use() / 1e9, 2)}
 

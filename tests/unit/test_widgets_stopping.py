@@ -135,9 +135,13 @@ def test_an_interrupt_stops_after_the_step_and_only_if_asked_for(llama: Path, tm
     live, trainer = make(llama, book, Press(2, lambda: signal.raise_signal(signal.SIGINT)), interactive=True)
     trainer.train()
     assert trainer.state.global_step == 2 and book.stopped[0].step == 2
-    _, trainer = make(llama, book, Press(2, lambda: signal.raise_signal(signal.SIGINT)))
+    press = Press(2, lambda: signal.raise_signal(signal.SIGINT))
+    _, trainer = make(llama, book, press)
     with pytest.raises(KeyboardInterrupt):
         trainer.train()
+    press.step = 0
+    trainer.train()  # the cell is run again: nothing of the first time is counted twice
+    assert trainer.state.global_step == STEPS and not trainer.model._forward_pre_hooks
 
 
 def test_a_press_in_the_last_step_stops_nothing(llama: Path, tmp_path: Path) -> None:
