@@ -4,28 +4,76 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable
+from html import escape
 from typing import Any
 
 import ipywidgets
 
-from cookbook import models
+from cookbook import answering, models
 from cookbook.tables import DataError
+from cookbook.widgets.styling import block, line
 
 
-def ask(model: Any, tokenizer: Any, system: models.Messages, max_new_tokens: int = 160) -> ipywidgets.VBox:
-    """A text field and a button: type a message, read the model's answer below."""
-    question = ipywidgets.Textarea(placeholder="Type a message", layout={"width": "100%", "height": "5em"})
+def ask(
+    model: Any,
+    tokenizer: Any,
+    system: models.Messages,
+    max_new_tokens: int = 160,
+    *,
+    prompted: models.Messages = (),
+    base: Any = None,
+) -> ipywidgets.VBox:
+    """Type a message; read what the untouched, the prompted and the tuned model answer, side by side.
+
+    The less probable a token was, the more it is shaded; its probability shows where the mouse rests, and for all
+    tokens in a table to unfold. Where there is no adapter to switch off and no `base`, the tuned model answers alone.
+    The arguments are those of `answering.side_by_side`, which with `answering.table` gives the same without a widget.
+    """
+    question = ipywidgets.Textarea(
+        placeholder="Type a message", description="Message", layout={"width": "100%", "height": "5em"}
+    )
     button = ipywidgets.Button(description="Answer", button_style="primary")
-    answer = ipywidgets.Textarea(disabled=True, layout={"width": "100%", "height": "7em"})
+    said, answers = ipywidgets.HTML(), ipywidgets.HBox(layout={"flex_flow": "row wrap"})
 
     def run(_: Any) -> None:
-        if question.value.strip():
-            answer.value = "…"
-            turns = [*system, {"role": "user", "content": question.value.strip()}]
-            answer.value = models.generate(model, tokenizer, [turns], max_new_tokens=max_new_tokens)[0]
+        if not (text := question.value.strip()):
+            return
+        button.disabled, said.value = True, line("Answering …")
+        try:
+            (found,) = answering.side_by_side(
+                model, tokenizer, [text], system, prompted=prompted, base=base, max_new_tokens=max_new_tokens
+            )
+            answers.children = [
+                ipywidgets.HTML(told(name, answer), layout={"flex": "1 1 20em", "width": "auto"})
+                for name, answer in found.items()
+            ]
+            said.value = ""
+        except (RuntimeError, ValueError) as error:  # no room in the context, no memory
+            said.value = line(f"No answer: {str(error).partition(chr(10))[0]}")
+        finally:
+            button.disabled = False
 
     button.on_click(run)
-    return ipywidgets.VBox([question, button, answer])
+    return ipywidgets.VBox([question, button, said, answers])
+
+
+def told(name: str, answer: answering.Answer) -> str:
+    """One answer as HTML: its tokens shaded by improbability, and their probabilities in a table to unfold."""
+    chances = [float(p) for p in answer.probabilities]
+    pieces = "".join(
+        f'<span title="{p:.3f}" style="background:rgba(230,126,34,{0.7 * (1 - p):.2f})'
+        f'{";text-decoration:underline dotted" if p < 0.5 else ""}">{escape(token)}</span>'
+        for token, p in zip(answer.tokens, chances, strict=True)
+    )
+    rows = "".join(
+        f'<tr><td style="white-space:pre;text-align:left">{escape(repr(token))}</td><td>{p:.3f}</td></tr>'
+        for token, p in zip(answer.tokens, chances, strict=True)
+    )
+    title = f"{name}: {len(chances)} tokens, mean probability {answer.probability:.2f}"
+    return (
+        f"{block(pieces, title=title)}<details><summary>Token probabilities</summary>"
+        f"<table><tr><th>token</th><th>probability</th></tr>{rows}</table></details>"
+    )
 
 
 def hear(transcribe: Callable[[io.BytesIO], str]) -> ipywidgets.VBox:
