@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AttentionInterface, AttentionMaskInterface, AutoConfig, AutoModelForCausalLM
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 METHODS = ("full", "frozen_half", "ln", "lora", "dora", "qlora", "ia3", "bottleneck")
 IN_PLACE = (
@@ -20,6 +21,9 @@ IN_PLACE = (
     "ln",
 )  # trained where they are: the whole model is kept in the trained weights' type
 TOKENS = (16, 32, 48)  # lengths that are traced: enough for a parabola
+UNMASKED = "sdpa_without_mask"  # a trace cannot see that nothing is padded, and would make a mask for fused attention
+AttentionInterface.register(UNMASKED, sdpa_attention_forward)
+AttentionMaskInterface.register(UNMASKED, lambda *_, **__: None)
 logging.getLogger("torch._subclasses.fake_tensor").setLevel(logging.CRITICAL)  # what it fails at has a rule instead
 ROWS = 2  # sequences that are traced; a single one is sometimes expanded without a copy
 
@@ -94,6 +98,8 @@ def _build(fake: Any, config: Any, method: str, rank: int, dtype: torch.dtype, m
     with torch.device("meta"), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         model = AutoModelForCausalLM.from_config(config, dtype=kept if method in IN_PLACE else dtype)
+        if model.config._attn_implementation == "sdpa":
+            model.config._attn_implementation = UNMASKED
         if method == "bottleneck":
             from cookbook.bottleneck import Bottlenecks
 
@@ -134,9 +140,7 @@ def _kept(fake: Any, model: torch.nn.Module, tokens: int, dtype: torch.dtype, ea
 
     def pack(tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()._cdata
-        # A trace cannot see that nothing is padded and makes a mask for fused attention, which then needs none.
-        mask = not eager and tensor.dim() == 4 and tensor.shape[-2:] == (tokens, tokens)
-        if storage not in own and not mask:
+        if storage not in own:
             saved[storage] = tensor
         return tensor
 

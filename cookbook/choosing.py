@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from html import escape
 
 from cookbook import recipes
 from cookbook.recipes import RequestError
@@ -14,6 +16,7 @@ LATA = "Lata Softwares 2025, Fine-Tuning LLMs in 2025"
 DEXTRA = "Dextralabs 2025, fine-tuning guide"
 STACK = "Fine-Tuning, a practitioner's guide of 2026"
 
+LINK = re.compile(r"\[(.+?)\]\((.+?)\)")
 PLANNED = {  # titles of notebooks that may not be there yet
     "06": "RLHF: reward model and PPO",
     "07": "reasoning with GRPO",
@@ -103,9 +106,10 @@ class Reason:
 
 @dataclass(frozen=True)
 class Advice:
-    """What to do: `approach` is prompt, RAG, fine-tune, or RAG and fine-tune; `method` is empty if nothing is trained.
+    """What to do: `approach` is prompt, RAG, fine-tune, or RAG and fine-tune.
 
-    `notebooks` are numbers, the most fitting first; `start` holds the values to begin with.
+    `method` is empty if nothing is trained. `notebooks` are numbers, the most fitting first; `start` holds the values
+    to begin with.
     """
 
     approach: str
@@ -117,12 +121,25 @@ class Advice:
 
     def markdown(self) -> str:
         """The advice as Markdown text, notebooks that exist as links."""
-        lines = [f"**{self.approach}**" + (f": {self.method}" if self.method else ""), ""]
+        lines = [f"**{self.approach}**{self.method and f': {self.method}'}", ""]
         lines += [f"- {reason.text} *({reason.source})*" for reason in self.reasons]
-        lines += ["", f"Data: {self.examples}"]
-        if self.start:
-            lines += ["", "Begin with " + ", ".join(f"{name} {value}" for name, value in self.start.items()) + "."]
-        return "\n".join([*lines, "", "Notebooks: " + "; ".join(map(link, self.notebooks))])
+        lines += ["", *(f"{line}\n" for line in self._rest()), "Notebooks: " + "; ".join(map(link, self.notebooks))]
+        return "\n".join(lines)
+
+    def html(self) -> str:
+        """The same as HTML, in the theme's own colours."""
+        reasons = "".join(f"<li>{escape(r.text)} <i>({escape(r.source)})</i></li>" for r in self.reasons)
+        rest = "".join(f"<p>{escape(line)}</p>" for line in self._rest())
+        places = "; ".join(LINK.sub(r'<a href="\2" target="_blank">\1</a>', link(n)) for n in self.notebooks)
+        return (
+            '<div style="color:var(--jp-ui-font-color1, currentColor);line-height:1.5">'
+            f"<p><b>{escape(self.approach)}</b>{escape(self.method and f': {self.method}')}</p>"
+            f"<ul>{reasons}</ul>{rest}<p>Notebooks: {places}</p></div>"
+        )
+
+    def _rest(self) -> list[str]:
+        begin = ", ".join(f"{name} {value}" for name, value in self.start.items())
+        return [f"Data: {self.examples}", *([f"Begin with {begin}."] if begin else [])]
 
 
 def advise(answers: Mapping[str, str]) -> Advice:
@@ -202,7 +219,7 @@ def _method(given: Mapping[str, str]) -> tuple[str, tuple[str, ...], list[Reason
             [Reason("Whisper adapts to jargon and accents.", DEXTRA)],
         )
     if task == "reasoning":
-        why = Reason("GRPO rewards what can be checked, and needs no model of values.", STACK)
+        why = Reason("GRPO is a simpler RLHF with strong results in reasoning.", STACK)
         return "GRPO with verifiable rewards", ("07",), [why]
     if task == "chat":
         why = [Reason("A chat assistant is made in three steps: SFT, reward model, RLHF.", WU)]

@@ -213,6 +213,7 @@ def _turns(job: Job) -> Iterator[str]:
         yield f"{text}: {found.total / 1e9:.1f} GB{' a card' if job.cards > 1 else ''}"
         if found.fits:
             return
+    yield "and even so it does not fit"
 
 
 def row(found: Estimate) -> dict[str, str]:
