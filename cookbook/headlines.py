@@ -15,7 +15,7 @@ def published() -> Iterator[tuple[recipes.Recipe, results.Results | None]]:
 
 
 def table(*, without: str = "") -> str:
-    """All notebooks but `without` as a Markdown table: headline before and after, its interval, minutes and memory."""
+    """All notebooks but `without` as a Markdown table: headline, its interval, minutes, memory."""
     lines = [
         "| notebook | headline | before → after | change, 95 % interval | n | minutes | memory |",
         "|---|---|---|---|---|---|---|",
