@@ -79,8 +79,8 @@ def html(found: Estimate) -> str:
             f'<span style="display:inline-block;height:100%;width:{size * scale:.2f}%;background:{colour}"></span>'
         )
         legend.append(
-            '<span style="white-space:nowrap;margin-right:1em"><span style="display:inline-block;width:1em;height:1em;'
-            f'background:{colour}"></span> {label} {size / 1e9:.1f} GB</span>'
+            '<span style="white-space:nowrap;margin-right:1em"><span style="display:inline-block;width:1em;'
+            f'height:1em;background:{colour}"></span> {label} {size / 1e9:.1f} GB</span>'
         )
     words = "<br>".join(escape(line) for line in text(found).splitlines())
     end = f"{found.card_bytes * scale:.2f}%"
