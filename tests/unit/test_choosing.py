@@ -107,7 +107,7 @@ def test_table_and_text() -> None:
     assert "| tickets | fine-tune | LoRA + SFT | [01 · " in table
     assert "| prices | RAG | nothing is trained |" in table
     text = advise(ENOUGH).markdown()
-    assert text.startswith("**fine-tune: LoRA + SFT**") and "](01_customer_service_qlora.ipynb)" in text
+    assert text.startswith("**fine-tune**: LoRA + SFT") and "](01_customer_service_qlora.ipynb)" in text
     assert "learning rate 1e-4 (up to 3e-4), epochs 3" in text
 
 

@@ -116,6 +116,8 @@ def test_activations_are_what_autograd_keeps(folder: str, method: str, dtype: to
     """
     if method == "bottleneck" and "gpt2" not in folder:
         pytest.skip("the same hooks for every model")
+    if method == "frozen_half" and "gpt2" in folder:
+        pytest.skip("its position embeddings train, so every block has a backward")
     model = load(folder, torch.float32 if method in IN_PLACE else dtype, method == "qlora")
     if method == "bottleneck":
         bottleneck.Bottlenecks(model).add("one", 8)
