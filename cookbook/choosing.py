@@ -234,8 +234,9 @@ def _method(given: Mapping[str, str]) -> tuple[str, tuple[str, ...], list[Reason
         why = Reason("Deep domains: full fine-tuning, or LoRA with a large corpus where memory is short.", WU)
         return ("QLoRA" if small else "LoRA") + " with a large corpus", ("02", "10", "01"), [why]
     if small:
-        why = Reason("One GPU: QLoRA, whose base is kept in four bits.", WU)
-        return "QLoRA + SFT", ("01", "12") if task == "writing" else ("01", "19b"), [why]
+        why = [Reason("One GPU: QLoRA, whose base is kept in four bits.", WU)]
+        why.append(Reason("Usual: a 7B or 8B model, rank 64, alpha 128, 500 to 10,000 pairs, 2 to 12 hours.", STACK))
+        return "QLoRA + SFT", ("01", "12") if task == "writing" else ("01", "19b"), why
     if task == "writing":
         return "LoRA + SFT", ("12", "01"), [Reason("Writing, summaries, rewriting: LoRA + SFT.", WU)]
     return "LoRA + SFT", ("01", "19b"), [Reason("Customer service and questions: LoRA or QLoRA with SFT.", WU)]

@@ -17,19 +17,21 @@ def published() -> Iterator[tuple[recipes.Recipe, results.Results | None]]:
 def table(*, without: str = "") -> str:
     """All notebooks but `without` as a Markdown table: headline, its interval, minutes, memory."""
     lines = [
-        "| notebook | headline | before → after | change, 95 % interval | n | minutes | memory |",
-        "|---|---|---|---|---|---|---|",
+        "| notebook | headline | before | good prompt | after | change, 95 % interval | n | minutes | memory |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for recipe, record in published():
         if recipe.name == without:
             continue
-        cells = ["not published yet", "", "", "", "", ""]
+        cells = ["not published yet", *[""] * 7]
         if record:
             metric, spent = record.metrics[record.headline], record.resources
             (low, high), lower = metric.ci95, "" if metric.higher_is_better else " (less is better)"
             cells = [
                 record.headline.replace("_", " ") + lower,
-                f"{metric.before:.3f} → {metric.after:.3f}",
+                f"{metric.before:.3f}",
+                "" if metric.prompted is None else f"{metric.prompted:.3f}",
+                f"{metric.after:.3f}",
                 f"{metric.change:+.3f} [{low:+.3f}, {high:+.3f}]",
                 str(metric.n),
                 f"{spent.seconds.total / 60:.0f}",

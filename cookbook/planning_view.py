@@ -44,7 +44,7 @@ def bars(estimates: Mapping[str, Estimate], *, title: str) -> Figure:
         axes.set(title=title, xlabel="memory (GB a card); black line: what the card has")
         axes.margins(x=0.14)
         axes.grid(axis="y", visible=False)
-        axes.legend(frameon=False, ncols=4, loc="upper center", bbox_to_anchor=(0.5, -0.28 - 0.3 / len(estimates)))
+        figure.legend(*axes.get_legend_handles_labels(), frameon=False, ncols=4, loc="outside lower center")
     plt.close(figure)
     return figure
 

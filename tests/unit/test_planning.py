@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from cookbook import memory, planning, planning_checks, planning_view, plots, widgets
+from cookbook import headlines, memory, planning, planning_checks, planning_view, publish, recipes, widgets
 from cookbook.models import ModelError
 from cookbook.planning import Job, estimate
 from cookbook.recipes import RequestError
@@ -112,6 +113,30 @@ def test_peaks_are_read_from_outputs(tmp_path: Path) -> None:
     assert planning_checks.peaks(file) == {"train: a, b": 2_250_000_000}
 
 
+def test_runs_of_a_sweep_are_checked_as_well(tmp_path: Path) -> None:
+    record = publish.record_of(recipes.find("19b"))
+    for method in ("full", "prefix"):  # of which the planner knows the first
+        fields = json.loads(record.read_text(encoding="utf-8"))
+        fields["details"] |= {"method": method, "train_peak_bytes": 4_260_000_000}
+        (tmp_path / method).mkdir()
+        (tmp_path / method / "results.json").write_text(json.dumps(fields))
+    *published, found = planning_checks.checked([tmp_path])
+    assert published == planning_checks.checked()
+    assert (found.method, found.measured) == ("full", 4_260_000_000) and abs(found.error) < 0.2
+
+
+def test_headlines_are_those_of_the_records() -> None:
+    lines = headlines.table(without="19b_one_technique").splitlines()
+    assert not [line for line in lines if "(19b_" in line]
+    for recipe, record in headlines.published():
+        metric = record.metrics[record.headline] if record else None
+        line = next((line for line in lines if f"]({recipe.path.name})" in line), "")
+        assert (
+            not (metric and line) or f"| {metric.after:.3f} | {metric.change:+.3f} [{metric.ci95[0]:+.3f}, " in line
+        )
+    assert len(lines) == 2 + len(recipes.recipes()) - 1
+
+
 def test_claims_about_70b() -> None:
     found = planning_checks.verdicts(None)
     assert {name: claim.verdict for name, claim in found.items()} == {
@@ -132,7 +157,6 @@ def test_views() -> None:
     figure = planning_view.bars({"small": small, "large": large}, title="two")
     drawn = sum(bar.get_width() for bar in figure.axes[0].patches)
     assert drawn == pytest.approx((small.total + large.total) / 1e9)
-    assert figure.get_facecolor() == (1, 1, 1, 1) or plots.STYLE["figure.facecolor"] == "white"
 
 
 def test_widget_follows_its_fields() -> None:
