@@ -146,7 +146,7 @@ def test_claims_about_70b() -> None:
     }
     assert "fp32 gradients and moments 847 GB" in found["C2"].evidence
     assert "141 GB in bf16, 39.5 GB in NF4" in found["C3"].evidence
-    assert "by arithmetic" in found["C32"].evidence and "is too small" in found["C32"].evidence
+    assert "by arithmetic" in found["C32"].evidence and "the A100 40 GB is too small" in found["C32"].evidence
 
 
 def test_views() -> None:
