@@ -123,7 +123,7 @@ def verdicts(full: Check | None) -> dict[str, results.Claim]:
     c32 = results.Claim(
         claim="QLoRA of a 70B model on one A100 in under 48 hours",
         verdict="holds" if all(held) else "holds in part" if any(held) else "does not hold here",
-        evidence=f"by arithmetic, no such run was made here: rank 64, one row of at most {job.length} tokens at a time, "
+        evidence=f"by arithmetic, no such run was made here: rank 64, one row of {job.length} tokens at a time, "
         f"checkpointing: {wide.total / 1e9:.0f} GB, {rooms}. 10,000 pairs of 500 tokens, 3 epochs: {wide.hours:.0f} "
         f"hours at {job.utilisation:.0%} of the peak, {slow.hours:.0f} at 15%; with pairs of 2,000 tokens "
         f"{long.hours:.0f}",
