@@ -2,8 +2,10 @@
 
 from cookbook.widgets.asking import ask, hear
 from cookbook.widgets.browsing import browse
+from cookbook.widgets.choosing import choose
 from cookbook.widgets.exploring import explore
 from cookbook.widgets.labelling import label
+from cookbook.widgets.planning import plan
 from cookbook.widgets.stopping import StopButton
 
-__all__ = ["StopButton", "ask", "browse", "explore", "hear", "label"]
+__all__ = ["StopButton", "ask", "browse", "choose", "explore", "hear", "label", "plan"]
