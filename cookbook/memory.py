@@ -71,18 +71,8 @@ class Plan:
 
     def parts(self) -> dict[str, int]:
         """Bytes by part."""
-        names = (
-            "weights",
-            "adapter",
-            "copies",
-            "gradients",
-            "optimizer",
-            "activations",
-            "logits",
-            "holes",
-            "runtime",
-        )
-        return {name: getattr(self, name) for name in names}
+        names = "weights adapter copies gradients optimizer activations logits holes runtime"
+        return {name: getattr(self, name) for name in names.split()}
 
     def table(self) -> dict[str, str]:
         """The parts in gigabytes, as text, largest concern last."""
