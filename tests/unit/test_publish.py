@@ -141,7 +141,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     monkeypatch.setattr(publish.batch, "run_one", run_one)
     monkeypatch.setattr(publish.recipes, "ROOT", tmp_path)
     monkeypatch.setattr(publish.recipes, "check_parameters", lambda path, wanted: wanted)
-    monkeypatch.setattr(publish.recipes, "find", lambda name: path)
+    monkeypatch.setattr(publish.recipes, "find", lambda name: fake.path)
     return fake
 
 
@@ -155,6 +155,16 @@ def test_publish_writes_outputs_and_says_what_they_belong_to(run: SimpleNamespac
     assert note["sources"] == publish.sources_hash(written) and note["profile"] == "cpu" and note["minutes"] == 1.5
     assert publish.record_of(run.path) == run.path.parent / "records" / "01_test.json"
     assert results.read(publish.record_of(run.path)) == run.record
+
+
+def test_what_is_published_comes_into_the_gallery(run: SimpleNamespace) -> None:
+    (run.path.parent / "notebooks" / "records").mkdir(parents=True)
+    marks = [f"<!-- {name} -->\n\n<!-- end of {name} -->" for name in ("gallery", "scores of 01")]
+    (run.path.parent / "README.md").write_text("\n".join(marks))
+    run.path = run.path.rename(run.path.parent / "notebooks" / run.path.name)
+    assert publish.main(["01"]) == 0
+    text = (run.path.parents[1] / "README.md").read_text()
+    assert "**[Title](notebooks/01_test.ipynb)**" in text and "→ **0.900**" in text.replace("\N{NO-BREAK SPACE}", " ")
 
 
 @pytest.mark.parametrize(
