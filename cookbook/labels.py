@@ -49,7 +49,8 @@ class Labelling:
         seed: with the prompt and the labeller's name it decides which answer stands on the left.
 
     Raises:
-        DataError: another kind of file, a question with an empty text, or a file that holds other things.
+        DataError: another kind of file, a question with an empty text, or a file that holds other things. From
+            every method: the file cannot be read or written; a label is then not kept.
 
     Attributes:
         mended: what was removed from the end of the file, in a sentence; empty: nothing.
@@ -62,16 +63,16 @@ class Labelling:
             raise DataError(f"{self.file.name}: labels are lines of JSON; name a file that ends in .jsonl")
         if not self.labeller:
             raise DataError("labeller: give a name, by which two people's labels can be told apart")
-        self.questions = {
-            _key(q.prompt, q.one, q.two): q for q in questions if pairs.bare(q.one) != pairs.bare(q.two)
-        }
-        self.same = sum(pairs.bare(q.one) == pairs.bare(q.two) for q in questions)
-        for number, question in enumerate(self.questions.values(), 1):
+        self.questions: dict[tuple[str, ...], Question] = {}
+        for number, question in enumerate(questions, 1):
+            if pairs.bare(question.one) == pairs.bare(question.two):
+                continue
             try:
                 pairs.check(self._shown(question) | {"label": "skip"}, pairs.LABELLED)
             except DataError as error:
                 raise DataError(f"question {number}: {error}") from None
-        self.file.parent.mkdir(parents=True, exist_ok=True)
+            self.questions[_key(question.prompt, question.one, question.two)] = question
+        self.same = sum(pairs.bare(question.one) == pairs.bare(question.two) for question in questions)
         with self._alone():
             self._mend()
         self.given()
@@ -93,7 +94,7 @@ class Labelling:
         """Add a label to the file.
 
         Raises:
-            DataError: it is none of `pairs.LABELS`, or the file cannot be written.
+            DataError: it is none of `pairs.LABELS`.
         """
         row = {**shown, "label": label, "labeller": self.labeller}
         pairs.check(row, pairs.LABELLED)
@@ -129,17 +130,12 @@ class Labelling:
 
     def _add(self, row: Mapping[str, Any]) -> None:
         line = json.dumps(row, ensure_ascii=False).encode() + b"\n"
-        try:
-            with self._alone():
-                self._mend()
-                with self.file.open("ab") as f:
-                    f.write(line)
-                    f.flush()
-                    os.fsync(f.fileno())
-        except OSError as error:
-            raise DataError(
-                f"{self.file.name}: not written ({error.strerror or error}); the label is not kept"
-            ) from error
+        with self._alone():
+            self._mend()
+            with self.file.open("ab") as f:
+                f.write(line)
+                f.flush()
+                os.fsync(f.fileno())
 
     def _mend(self) -> None:
         """End a last line without its line break: keep it if it is whole, else cut it off."""
@@ -161,11 +157,15 @@ class Labelling:
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
+        """Within this block nobody else reads or writes labels there."""
         try:
+            self.file.parent.mkdir(parents=True, exist_ok=True)
             with FileLock(self.file.with_name(f".{self.file.name}.lock"), timeout=WAIT):
                 yield
         except Timeout:
             raise DataError(f"{self.file.name}: another program has been writing for {WAIT} s; try again") from None
+        except OSError as error:
+            raise DataError(f"{self.file.name}: cannot be read or written ({error.strerror or error})") from error
 
 
 def _key(prompt: str, one: str, two: str) -> tuple[str, ...]:

@@ -139,6 +139,7 @@ def test_two_windows_on_one_file_do_not_harm_it(tmp_path: Path) -> None:
         ("l.jsonl", " ", ASKED, "labeller: give a name"),
         ("l.jsonl", "ann", [*ASKED, labels.Question("m", " ", "x")], "question 13: empty"),
         ("other.jsonl", "ann", ASKED, "other.jsonl:2: column 'a' is missing"),
+        ("other.jsonl/l.jsonl", "ann", ASKED, "l.jsonl: cannot be read or written .File exists"),
     ],
 )
 def test_what_cannot_be_labelled_is_refused(tmp_path: Path, file: str, who: str, asked: list, said: str) -> None:
