@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -15,6 +16,7 @@ from cookbook.widgets.styling import line, paragraph
 
 KEYS = {"a": "a", "b": "b", "t": "tie", "s": "skip"}
 UNDO = "u"
+PAUSE = 0.3  # seconds that a pair must have been shown: a second click on a slow kernel was meant for the one before
 WORDS = {"a": "A is better (a)", "b": "B is better (b)", "tie": "Tie (t)", "skip": "Skip (s)"}
 
 
@@ -37,9 +39,10 @@ def label(questions: Sequence[labels.Question], file: Path | str, labeller: str,
     look = ipywidgets.Button(description="Progress, agreement", layout={"width": "auto"})
     row = {"flex_flow": "row wrap"}
     shown: dict[str, Any] = {}
+    since = 0.0
 
     def show() -> None:
-        nonlocal shown
+        nonlocal shown, since
         shown, total = task.next() or {}, len(task.questions)
         left = task.left() if shown else 0
         state.value = line(f"{total - left} of {total} pairs are labelled by {task.labeller}, in {task.file.name}.")
@@ -48,6 +51,7 @@ def label(questions: Sequence[labels.Question], file: Path | str, labeller: str,
             side.value = paragraph(shown[name], title=f"Answer {name.upper()}") if shown else ""
         for button in choices.values():
             button.disabled = not shown
+        since = time.monotonic()
 
     def act(what: Callable[[], str]) -> None:
         try:
@@ -59,6 +63,8 @@ def label(questions: Sequence[labels.Question], file: Path | str, labeller: str,
     def choose(name: str) -> str:
         if not shown:
             return "There is nothing left to label."
+        if time.monotonic() - since < PAUSE:
+            return "Too fast for this pair to have been read: not written."
         task.give(shown, name)
         return f"Written: {name}."
 
@@ -87,11 +93,8 @@ def label(questions: Sequence[labels.Question], file: Path | str, labeller: str,
         button.on_click(lambda _, name=name: act(partial(choose, name)))
     undo.on_click(lambda _: act(take_back))
     look.on_click(lambda _: act(summary))
-    act(
-        lambda: " ".join(
-            filter(None, [task.mended, f"{task.same} pairs with equal answers are left out." * bool(task.same)])
-        )
-    )
+    same = f"{task.same} pairs with equal answers are left out." if task.same else ""
+    act(lambda: f"{task.mended} {same}".strip())
     return ipywidgets.VBox(
         [
             state,

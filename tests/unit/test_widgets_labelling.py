@@ -6,6 +6,7 @@ import json
 import multiprocessing
 import random
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import ipywidgets
@@ -13,7 +14,7 @@ import pytest
 
 from cookbook import agreement, labels, pairs
 from cookbook.tables import DataError
-from cookbook.widgets import label
+from cookbook.widgets import label, labelling
 
 ASKED = [
     labels.Question(f"message {i}", f"first answer {i}", f"second answer {i}", {"kind": "ordinary"})
@@ -183,7 +184,18 @@ def parts(box: ipywidgets.VBox) -> dict[str, Any]:
     }
 
 
-def test_the_widget_by_mouse_and_keys(tmp_path: Path) -> None:
+def test_a_click_too_many_on_a_slow_kernel_labels_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter([0.0, 5.0, 5.0, 5.01, 5.01, 9.0, 9.0])  # shown, clicked, shown, clicked again in the queue, …
+    monkeypatch.setattr(labelling, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    w = parts(label(ASKED[:4], tmp_path / "l.jsonl", "ann"))
+    w["a"].click(), w["a"].click()
+    assert "1 of 4" in w["state"].value and "Too fast" in w["said"].value
+    w["a"].click()
+    assert "2 of 4" in w["state"].value
+
+
+def test_the_widget_by_mouse_and_keys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(labelling, "PAUSE", 0)
     file = tmp_path / "l.jsonl"
     asked = [labels.Question("<b>m</b>", "x & y", "z"), *ASKED[:4], labels.Question("same", "x", " x ")]
     w = parts(label(asked, file, "ann"))
