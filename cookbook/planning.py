@@ -14,7 +14,7 @@ from transformers import AutoConfig, PretrainedConfig
 
 from cookbook import memory
 from cookbook.activations import IN_PLACE, METHODS
-from cookbook.models import explained, resolve
+from cookbook.models import ModelError, explained, resolve
 from cookbook.recipes import RequestError
 
 PRECISIONS = {  # of the products, and whether trained weights are kept in fp32
@@ -136,8 +136,12 @@ def config(model: str) -> PretrainedConfig:
     """
     if model in models():
         return AutoConfig.for_model(**table()["models"][model]["config"])
+    try:
+        place = resolve(model)
+    except ModelError as error:
+        raise ModelError(f"{error}; sizes that the planner knows: {', '.join(models())}") from error
     with explained(model):
-        return AutoConfig.from_pretrained(resolve(model))
+        return AutoConfig.from_pretrained(place)
 
 
 def operations(job: Job) -> float:
