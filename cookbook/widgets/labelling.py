@@ -36,7 +36,7 @@ def label(questions: Sequence[labels.Question], file: Path | str, labeller: str,
     key = ipywidgets.Text(description="Key", placeholder="a, b, t, s, u", layout={"width": "14em"})
     choices = {name: ipywidgets.Button(description=text) for name, text in WORDS.items()}
     undo = ipywidgets.Button(description="Undo (u)")
-    look = ipywidgets.Button(description="Progress, agreement", layout={"width": "auto"})
+    look = ipywidgets.Button(description="Progress, agreement", layout={"width": "14em"})
     row = {"flex_flow": "row wrap"}
     shown: dict[str, Any] = {}
     since = 0.0
@@ -85,7 +85,8 @@ def label(questions: Sequence[labels.Question], file: Path | str, labeller: str,
             said.value = line(f"{letters}: no such key; one at a time, of a, b, t, s and u.")
 
     def summary() -> str:
-        tables.value = "".join(make(task.file).to_html() for make in (labels.progress, labels.agreement))
+        found = labels.progress(task.file), labels.agreement(task.file)
+        tables.value = "".join(table.reset_index().to_html(index=False) for table in found if len(table))
         return ""
 
     key.observe(typed, "value")

@@ -26,7 +26,7 @@ class StopButton:
     """
 
     def __init__(self, text: str = "Stop after this step") -> None:
-        self.button = ipywidgets.Button(description=text, button_style="warning", layout={"width": "auto"})
+        self.button = ipywidgets.Button(description=text, layout={"width": "16em"})
         self.button.on_click(lambda _: self._wanted.set())  # where the kernel runs callbacks meanwhile
         self._wanted = threading.Event()
         self._untap: Callable[[], None] | None = None
