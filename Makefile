@@ -12,8 +12,9 @@ WORKERS ?= 2
 NOTEBOOK ?= 01
 
 TOOLS := .venv-tools/.cookbook-tools
+WIDGETS := .venv-widgets/.cookbook-widgets
 
-.PHONY: demo test quality browser tools lab lint notebooks site clean
+.PHONY: demo test quality browser widgets tools lab lint notebooks site clean
 .DEFAULT_GOAL := demo
 
 demo: $(CORE) ## fine-tune a real model and show what changed
@@ -27,6 +28,10 @@ quality: $(TEST) ## train on the real model and assert what it must reach
 
 browser: $(BROWSER) site ## JupyterLab and the site in the system's Chromium; screenshots go to runs/screenshots
 	@$(PY) -m pytest tests/browser
+
+widgets: $(WIDGETS) ## the widgets on the versions that Colab has
+	@.venv-widgets/bin/python -c 'import ipywidgets; assert ipywidgets.__version__ == "7.7.1", ipywidgets.__version__'
+	@PYTHONPATH=. .venv-widgets/bin/python -m pytest tests/unit -k widget
 
 tools: $(TOOLS) ## read the exports with Axolotl's, LLaMA-Factory's and Together's own code
 	@.venv-tools/bin/python -m pytest tests/tools
@@ -45,7 +50,7 @@ site: $(SITE) ## all notebooks as web pages with a search, from their committed 
 	@$(PY) docs/check_links.py site/html
 
 clean:
-	rm -rf .venv .venv-tools runs site .pytest_cache .ruff_cache *.egg-info
+	rm -rf .venv .venv-tools .venv-widgets runs site .pytest_cache .ruff_cache *.egg-info
 
 $(PY):
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; name one: make PYTHON=python3.12 $(MAKECMDGOALS)")'
@@ -69,6 +74,15 @@ $(SITE): pyproject.toml | $(PY)
 $(BROWSER): pyproject.toml | $(TEST)
 	@$(PY) -m pip install -q -e ".[test,browser]"
 	@touch $@ $(TEST) $(CORE)
+
+# Two packages of its own; whatever else is imported comes from the main environment, which stands behind them.
+$(WIDGETS): $(TEST)
+	@echo "Making the environment .venv-widgets"
+	@$(PY) -m venv .venv-widgets
+	@.venv-widgets/bin/python -m pip install -q ipywidgets==7.7.1 ipykernel==6.17.1
+	@where='import sysconfig; print(sysconfig.get_path("purelib"))'; \
+	$(PY) -c "$$where" > "$$(.venv-widgets/bin/python -c "$$where")/zz_main.pth"
+	@touch $@
 
 $(TOOLS): pyproject.toml tests/tools/requirements.txt
 	@echo "Making the environment .venv-tools (some minutes and about 2 GB, once)"
