@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 
@@ -17,6 +18,7 @@ myst_heading_anchors = 3
 html_theme = "sphinx_book_theme"
 html_show_copyright = False
 
+OUTPUT_LINK = re.compile(r'href="([\w-]+)\.ipynb(?=["#])')  # Sphinx itself turns those of Markdown cells
 CONTENTS = """
 ```{toctree}
 :caption: Notebooks
@@ -40,12 +42,14 @@ def _with_contents(app, name: str, source: list[str]) -> None:
         source[0] += CONTENTS
 
 
-def _with_index(app, error: Exception | None) -> None:
-    """Web servers look for a page called index."""
+def _finished(app, error: Exception | None) -> None:
+    """Links that a notebook's outputs wrote lead to pages; web servers look for a page called index."""
     if not error:
+        for page in Path(app.outdir, "notebooks").glob("*.html"):
+            page.write_text(OUTPUT_LINK.sub(r'href="\1.html', page.read_text("utf-8")), "utf-8")
         shutil.copy(Path(app.outdir, f"{root_doc}.html"), Path(app.outdir, "index.html"))
 
 
 def setup(app) -> None:
     app.connect("source-read", _with_contents)
-    app.connect("build-finished", _with_index)
+    app.connect("build-finished", _finished)
