@@ -45,6 +45,7 @@ def test_run_at_smoke_with_widgets(open_notebook: Callable[..., Opened], tmp_pat
     asked = opened.cell("try-it")
     asked.get_by_placeholder("Type a message").fill("My mug arrived broken, order LK-40213.")
     asked.get_by_role("button", name="Answer").click()
-    expect(asked.locator("textarea[disabled]")).not_to_have_value(re.compile("^…?$"), timeout=60_000)
+    expect(asked.get_by_text(re.compile("base: .* mean probability"))).to_be_visible(timeout=60_000)
+    expect(asked.get_by_text(re.compile("tuned: .* mean probability"))).to_be_visible()
     opened.screenshots("01-train", "train")
     opened.screenshots("01-try-it", "try-it")
