@@ -15,11 +15,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, AutoConfig,
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 METHODS = ("full", "frozen_half", "ln", "lora", "dora", "qlora", "ia3", "bottleneck")
-IN_PLACE = (
-    "full",
-    "frozen_half",
-    "ln",
-)  # trained where they are: the whole model is kept in the trained weights' type
+IN_PLACE = ("full", "frozen_half", "ln")  # the whole model is kept in the trained weights' type
 TOKENS = (16, 32, 48)  # lengths that are traced: enough for a parabola
 UNMASKED = "sdpa_without_mask"  # a trace cannot see that nothing is padded, and would make a mask for fused attention
 AttentionInterface.register(UNMASKED, sdpa_attention_forward)

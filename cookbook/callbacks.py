@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from IPython.display import display
+from IPython.display import Pretty, display
 from transformers import TrainerCallback, set_seed
 
 from cookbook import plots
@@ -59,7 +59,7 @@ class LiveLoss(TrainerCallback):
             counted = model.register_forward_pre_hook(self._count, with_kwargs=True)
             self._open.callback(counted.remove)
         self._handle = display(self._draw(), display_id=True)
-        self._line = display(_Line(f"step {state.global_step} of {self._end}"), display_id=True)
+        self._line = display(Pretty(f"step {state.global_step} of {self._end}"), display_id=True)
         if self.interactive:
             from cookbook.widgets.stopping import StopButton
 
@@ -93,7 +93,7 @@ class LiveLoss(TrainerCallback):
             facts = self._facts(state.global_step, logs)
             self.book.note(**facts)
             if self._line:
-                self._line.update(_Line(_sentence(facts)))
+                self._line.update(Pretty(_sentence(facts)))
         if "eval_loss" in logs:
             self.validation.append((state.global_step, float(logs["eval_loss"])))
         if self._handle and (len(self.train) % DRAW_EVERY == 0 or "eval_loss" in logs):
@@ -139,12 +139,6 @@ class LiveLoss(TrainerCallback):
 
     def _draw(self) -> Any:
         return plots.losses(self.train, self.validation, title=self.title, steps=self.steps)
-
-
-class _Line(str):
-    """Text that is displayed without quotes."""
-
-    __repr__ = str.__str__
 
 
 def _sentence(facts: dict[str, float]) -> str:

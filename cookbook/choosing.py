@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from html import escape
 
@@ -123,14 +123,14 @@ class Advice:
         """The advice as Markdown text, notebooks that exist as links."""
         lines = [f"**{self.approach}**{self.method and f': {self.method}'}", ""]
         lines += [f"- {reason.text} *({reason.source})*" for reason in self.reasons]
-        lines += ["", *(f"{line}\n" for line in self._rest()), "Notebooks: " + "; ".join(map(link, self.notebooks))]
+        lines += ["", *(f"{line}\n" for line in self._rest()), f"Notebooks: {links(self.notebooks)}"]
         return "\n".join(lines)
 
     def html(self) -> str:
         """The same as HTML, in the theme's own colours."""
         reasons = "".join(f"<li>{escape(r.text)} <i>({escape(r.source)})</i></li>" for r in self.reasons)
         rest = "".join(f"<p>{escape(line)}</p>" for line in self._rest())
-        places = "; ".join(LINK.sub(r'<a href="\2" target="_blank">\1</a>', link(n)) for n in self.notebooks)
+        places = LINK.sub(r'<a href="\2" target="_blank">\1</a>', links(self.notebooks))
         return (
             '<div style="color:var(--jp-ui-font-color1, currentColor);line-height:1.5">'
             f"<p><b>{escape(self.approach)}</b>{escape(self.method and f': {self.method}')}</p>"
@@ -255,19 +255,32 @@ def _data(given: Mapping[str, str]) -> str:
     return f"{text}; quality over quantity ({STACK}; {LATA})."
 
 
-def link(number: str) -> str:
-    """A notebook as a Markdown link by its number, or its title and that it is planned."""
-    there = {recipe.name.split("_")[0]: recipe for recipe in recipes.recipes()}
-    if number in there:
-        return f"[{there[number].title}]({there[number].path.name})"
-    return f"{number} · {PLANNED.get(number, 'notebook')} (planned)"
+def published() -> dict[str, recipes.Recipe]:
+    """The notebooks that there are, by number; each file is read for its title."""
+    return {recipe.name.split("_")[0]: recipe for recipe in recipes.recipes()}
+
+
+def links(numbers: Iterable[str], there: Mapping[str, recipes.Recipe] | None = None) -> str:
+    """Notebooks by their numbers as Markdown links, or a title and that it is planned.
+
+    Args:
+        there: what `published` gave; None: look now.
+    """
+    there = published() if there is None else there
+    return "; ".join(
+        f"[{there[number].title}]({there[number].path.name})"
+        if number in there
+        else f"{number} · {PLANNED.get(number, 'notebook')} (planned)"
+        for number in numbers
+    )
 
 
 def table(cases: Mapping[str, Mapping[str, str]]) -> str:
     """Named cases and what is advised for each, as a Markdown table."""
+    there = published()
     lines = ["| case | approach | method | notebooks |", "|---|---|---|---|"]
     for name, answers in cases.items():
         advice = advise(answers)
-        places = "; ".join(map(link, advice.notebooks))
+        places = links(advice.notebooks, there)
         lines.append(f"| {name} | {advice.approach} | {advice.method or 'nothing is trained'} | {places} |")
     return "\n".join(lines)

@@ -97,8 +97,8 @@ def test_notebooks_are_linked_if_they_exist() -> None:
     there = {recipe.name.split("_")[0] for recipe in recipes.recipes()}
     named = {n for task in QUESTIONS[0].options for n in advise({"task": task, **ENOUGH}).notebooks}
     for number in named:
-        assert choosing.link(number).startswith("[") == (number in there)
-        assert number in there or choosing.link(number).endswith("(planned)")
+        assert choosing.links([number]).startswith("[") == (number in there)
+        assert number in there or choosing.links([number]).endswith("(planned)")
         assert number in there or number in choosing.PLANNED
 
 

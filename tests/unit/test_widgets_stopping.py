@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from datasets import Dataset
+from IPython.display import Pretty
 from jupyter_client import BlockingKernelClient, KernelManager
 from jupyter_client.kernelspec import KernelSpec
 from transformers import AutoModelForCausalLM, Trainer, TrainerCallback, TrainingArguments
@@ -116,7 +117,7 @@ def test_the_line_and_the_ledger_say_how_training_goes(
     # 2 rows of 3 real tokens a step; the evaluations are no training
     assert last["tokens_per_second"] == pytest.approx(STEPS * 6 / sum(live.seconds), rel=0.05)
     assert not trainer.model._forward_pre_hooks
-    lines = [repr(one) for one in shown if isinstance(one, str)]
+    lines = [one.data for one in shown if isinstance(one, Pretty)]
     assert lines[0] == "step 0 of 8" and lines[-1].startswith(
         f"step 8 of 8, loss {last['loss']:.3f}, learning rate 0"
     )
