@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
 import platform
 import shutil
@@ -43,9 +42,7 @@ def _python() -> Iterator[Finding]:
     yield Finding("python", version, "" if version in wanted else f"install Python {wanted}")
     wrong, there = [], []
     for requirement in required:
-        try:
-            found = importlib.metadata.version(requirement.name)
-        except importlib.metadata.PackageNotFoundError:
+        if not (found := project.installed(requirement.name)):
             wrong.append(f"{requirement} (missing)")
             continue
         there.append(f"{requirement.name} {found}")

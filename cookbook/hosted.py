@@ -6,7 +6,6 @@ Every notebook's setup cell (`opening.setup`) calls `prepare`.
 from __future__ import annotations
 
 import importlib
-import importlib.metadata
 import os
 import subprocess
 import sys
@@ -39,11 +38,11 @@ def prepare() -> None:
         return
     _, required = project.required()
     wanted = [requirement for requirement in required if requirement.name not in SERVER]
-    if missing := [requirement for requirement in wanted if not _installed(requirement.name)]:
+    if missing := [requirement for requirement in wanted if not project.installed(requirement.name)]:
         print("installing", *missing, flush=True)
         _install(missing)
     for requirement in wanted:
-        print(f"{requirement.name:<14} {_installed(requirement.name):<16} {requirement.specifier}")
+        print(f"{requirement.name:<14} {project.installed(requirement.name):<16} {requirement.specifier}")
     for sentence in faults(wanted):
         print(f"\n{sentence}")
 
@@ -52,7 +51,7 @@ def faults(required: Iterable[Requirement]) -> list[str]:
     """A sentence on each package whose version is out of range or is not the one that is loaded: what to do."""
     said = []
     for requirement in required:
-        name, version = requirement.name, _installed(requirement.name)
+        name, version = requirement.name, project.installed(requirement.name)
         loaded = str(getattr(sys.modules.get(name), "__version__", version))
         if version and not requirement.specifier.contains(version, prereleases=True):
             lower = [Version(s.version) for s in requirement.specifier if s.operator == ">="]
@@ -69,17 +68,10 @@ def faults(required: Iterable[Requirement]) -> list[str]:
     return said
 
 
-def _installed(name: str) -> str:
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return ""
-
-
 def _install(missing: list[Requirement]) -> None:
     with tempfile.TemporaryDirectory() as work:
         kept = Path(work, "kept.txt")
-        kept.write_text("".join(f"{name}=={_installed(name)}\n" for name in KEPT if _installed(name)))
+        kept.write_text("".join(f"{name}=={project.installed(name)}\n" for name in KEPT if project.installed(name)))
         command = [sys.executable, "-m", "pip", "install", "-q", "--no-input", "-c", str(kept), *map(str, missing)]
         done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True)
     importlib.invalidate_caches()

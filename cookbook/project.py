@@ -27,6 +27,14 @@ def required() -> tuple[SpecifierSet, list[Requirement]]:
     return SpecifierSet(project.get("requires-python", PYTHON)), here
 
 
+def installed(name: str) -> str:
+    """The version of a package that is installed; empty if it is not."""
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return ""
+
+
 def repository() -> str:
     """Address of the project's repository, without a slash at its end; empty if pyproject.toml names none."""
     return _project().get("urls", {}).get("Repository", "").rstrip("/").removesuffix(".git")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import os
 import platform
@@ -15,6 +14,8 @@ from typing import Any, Literal, Self
 
 import psutil
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
+
+from cookbook import project
 
 SCHEMA_VERSION = 2
 # From each older version, a function that returns a record's fields as the next version has them. A change of
@@ -183,13 +184,7 @@ def output_dir(recipe: str, chosen: str = "") -> Path:
 
 def versions() -> dict[str, str]:
     """Installed version of each package of the stack; a missing one is left out."""
-    found = {}
-    for name in STACK:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
+    return {name: version for name in STACK if (version := project.installed(name))}
 
 
 def cores() -> int:

@@ -15,9 +15,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
+import nbformat
 from playwright.sync_api import Error, Locator, Page
 
-SCREENSHOTS = Path(__file__).resolve().parents[2] / "runs" / "screenshots"
+ROOT = Path(__file__).resolve().parents[2]
+NOTEBOOKS = ROOT / "notebooks"
+SCREENSHOTS = ROOT / "runs" / "screenshots"
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 WIDTHS, HEIGHT = (1280, 800), 900  # pixels
 PATIENCE = 120  # seconds for whatever is not told otherwise: a busy machine is slow, not wrong
@@ -33,6 +36,21 @@ PANEL = "window.jupyterapp.shell.currentWidget"
 def chromium() -> str:
     """The system's Chromium: the one named in CHROMIUM, or the first on the path; empty if there is none."""
     return os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, NAMES)), "")
+
+
+def with_parameters(path: Path, **given: Any) -> Any:
+    """The notebook without outputs, with other values in its parameters cell."""
+    notebook = nbformat.read(path, as_version=4)
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            cell.outputs, cell.execution_count = [], None
+        if "parameters" in cell.metadata.get("tags", []):
+            lines = {line.partition(":")[0]: line for line in cell.source.splitlines()}
+            for name, value in given.items():
+                declared, _, help_text = lines[name].partition("  # ")
+                lines[name] = f"{declared.partition(' = ')[0]} = {value!r}  # {help_text}"
+            cell.source = "\n".join(lines.values())
+    return notebook
 
 
 class Lab:
@@ -125,12 +143,20 @@ class Opened:
 
     def run_all(self, timeout: float = PATIENCE) -> list[dict[str, Any]]:
         """Run all cells by JupyterLab's own command and return them; an error in one fails the test (seconds)."""
+        self.start_all()
+        return self.finish_all(timeout)
+
+    def start_all(self) -> None:
+        """Begin to run all cells."""
         self.page.evaluate(
             """() => {
                 window.ran = undefined;
                 window.jupyterapp.commands.execute('notebook:run-all-cells').then(done => { window.ran = [done]; });
             }"""
         )
+
+    def finish_all(self, timeout: float = PATIENCE) -> list[dict[str, Any]]:
+        """Wait for the end of what `start_all` began, as `run_all` does."""
         self.page.wait_for_function("() => window.ran !== undefined", timeout=timeout * 1000)
         cells = self.cells()
         for cell in cells:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
-from lab import Opened
+from lab import ROOT, SCREENSHOTS, Opened
 from nbformat.v4 import new_code_cell, new_notebook
 from PIL import Image
 from playwright.sync_api import expect
@@ -57,7 +56,4 @@ def test_errors_are_seen(open_notebook: Callable[..., Opened]) -> None:
 
 
 def test_screenshots_go_where_git_does_not_look() -> None:
-    from lab import SCREENSHOTS
-
-    root = Path(__file__).resolve().parents[2]
-    assert SCREENSHOTS.relative_to(root).parts[0] + "/" in (root / ".gitignore").read_text().splitlines()
+    assert SCREENSHOTS.relative_to(ROOT).parts[0] + "/" in (ROOT / ".gitignore").read_text().splitlines()

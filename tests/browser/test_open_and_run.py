@@ -1,51 +1,45 @@
-"""Notebook 01 as a reader meets it: opened in JupyterLab, its parameters changed in their cell, run, looked at."""
+"""Notebook 01 as a reader meets it in JupyterLab: its parameters changed in their cell, run, stopped, asked."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-import nbformat
 import pytest
-from lab import Opened
+from lab import NOTEBOOKS, Opened, with_parameters
 from playwright.sync_api import expect
 
 from cookbook import results
 
-NOTEBOOK = Path(__file__).resolve().parents[2] / "notebooks" / "01_customer_service_qlora.ipynb"
-
-
-def with_parameters(path: Path, **given: Any) -> Any:
-    """The notebook without outputs, with other values in its parameters cell."""
-    notebook = nbformat.read(path, as_version=4)
-    for cell in notebook.cells:
-        if cell.cell_type == "code":
-            cell.outputs, cell.execution_count = [], None
-        if "parameters" in cell.metadata.get("tags", []):
-            lines = {line.partition(":")[0]: line for line in cell.source.splitlines()}
-            for name, value in given.items():
-                declared, _, help_text = lines[name].partition("  # ")
-                lines[name] = f"{declared.partition(' = ')[0]} = {value!r}  # {help_text}"
-            cell.source = "\n".join(lines.values())
-    return notebook
-
 
 @pytest.mark.model
-def test_run_at_smoke_with_widgets(open_notebook: Callable[..., Opened], tmp_path: Path) -> None:
+def test_training_is_stopped_by_its_button_and_the_rest_goes_on(
+    open_notebook: Callable[..., Opened], tmp_path: Path
+) -> None:
     run = tmp_path / "run"
-    given = {"PROFILE": "smoke", "OUTPUT_DIR": str(run), "INTERACTIVE": True}
-    opened = open_notebook("01.ipynb", with_parameters(NOTEBOOK, **given))
-    cells = opened.run_all(timeout=600)
+    passes = 400  # more than anybody would wait for
+    given = {"PROFILE": "smoke", "OUTPUT_DIR": str(run), "INTERACTIVE": True, "EPOCHS": float(passes)}
+    notebook = with_parameters(NOTEBOOKS / "01_customer_service_qlora.ipynb", **given)
+    opened = open_notebook("01.ipynb", notebook)
+    opened.start_all()
+    stop = opened.cell("train").get_by_role("button", name="Stop after this step")
+    expect(stop).to_be_visible(timeout=600_000)
+    expect(opened.cell("train").get_by_text(re.compile(r"step [1-9]\d* of \d+, loss"))).to_be_visible()
+    stop.click()
+    cells = opened.finish_all(timeout=600)
+    expect(opened.cell("train").get_by_role("button", name="Stopped at step")).to_be_disabled()
     record = results.read(run)
     assert record.profile == "smoke" and record.parameters["INTERACTIVE"] is True
+    (stopped,) = record.resources.stopped
+    assert 1 <= stopped.step < stopped.steps / 2
+    assert (run / "model" / "adapter_model.safetensors").is_file()
     assert all(cell["execution_count"] for cell in cells if cell["cell_type"] == "code")
     assert any("image/png" in out.get("data", {}) for cell in cells for out in cell.get("outputs", []))
     asked = opened.cell("try-it")
     asked.get_by_placeholder("Type a message").fill("My mug arrived broken, order LK-40213.")
     asked.get_by_role("button", name="Answer").click()
-    expect(asked.get_by_text(re.compile("base: .* mean probability"))).to_be_visible(timeout=60_000)
-    expect(asked.get_by_text(re.compile("tuned: .* mean probability"))).to_be_visible()
+    for name in ("base", "prompted", "tuned"):
+        expect(asked.get_by_text(re.compile(f"{name}: .* mean probability"))).to_be_visible(timeout=60_000)
     opened.screenshots("01-train", "train")
     opened.screenshots("01-try-it", "try-it")

@@ -5,15 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 from threading import Thread
 
 import pytest
-from lab import HEIGHT, PATIENCE, SCREENSHOTS, WIDTHS
+from lab import HEIGHT, NOTEBOOKS, PATIENCE, ROOT, SCREENSHOTS, WIDTHS
 from playwright.sync_api import Browser, expect
 
-ROOT = Path(__file__).resolve().parents[2]
-NOTEBOOKS = sorted(path.stem for path in (ROOT / "notebooks").glob("*.ipynb"))
+NAMES = sorted(path.stem for path in NOTEBOOKS.glob("*.ipynb"))
 
 
 class Quiet(SimpleHTTPRequestHandler):
@@ -51,8 +49,8 @@ def test_a_visit(address: str, browser: Browser, scheme: str) -> None:
     pictures = page.locator("#the-notebooks img")
     shown = pictures.evaluate_all("all => all.filter(one => one.naturalWidth && one.clientWidth > 150).length")
     assert shown == pictures.count() > 0
-    page.locator(f"#the-notebooks a[href='notebooks/{NOTEBOOKS[0]}.html']").click()
-    expect(page.locator("h1").first).to_contain_text(NOTEBOOKS[0].partition("_")[0])
+    page.locator(f"#the-notebooks a[href='notebooks/{NAMES[0]}.html']").click()
+    expect(page.locator("h1").first).to_contain_text(NAMES[0].partition("_")[0])
     page.goto(f"{address}/search.html?q=leakage", wait_until="load")
     for name in ("01_customer_service_qlora", "02_legal_full_finetuning"):
         expect(page.locator(f"#search-results a[href*='{name}']").first).to_be_visible()
