@@ -6,12 +6,15 @@ ENV := $(firstword $(VIRTUAL_ENV) $(CONDA_ENV) .venv)
 PY := $(ENV)/$(if $(filter Windows_NT,$(OS)),Scripts/python.exe,bin/python)
 CORE := $(ENV)/.cookbook-core
 TEST := $(ENV)/.cookbook-test
+BROWSER := $(ENV)/.cookbook-browser
+SITE := $(ENV)/.cookbook-site
 WORKERS ?= 2
 NOTEBOOK ?= 01
 
 TOOLS := .venv-tools/.cookbook-tools
+WIDGETS := .venv-widgets/.cookbook-widgets
 
-.PHONY: demo test quality tools lab lint notebooks clean
+.PHONY: demo test quality browser widgets tools lab lint notebooks site clean
 .DEFAULT_GOAL := demo
 
 demo: $(CORE) ## fine-tune a real model and show what changed
@@ -22,6 +25,13 @@ test: $(TEST) ## unit tests, every notebook at smoke, the command line
 
 quality: $(TEST) ## train on the real model and assert what it must reach
 	@$(PY) -m pytest tests/quality
+
+browser: $(BROWSER) site ## JupyterLab and the site in the system's Chromium; screenshots go to runs/screenshots
+	@$(PY) -m pytest tests/browser
+
+widgets: $(WIDGETS) ## the widgets on the versions that Colab has
+	@.venv-widgets/bin/python -c 'import ipywidgets; assert ipywidgets.__version__ == "7.7.1", ipywidgets.__version__'
+	@PYTHONPATH=. .venv-widgets/bin/python -m pytest tests/unit -k widget
 
 tools: $(TOOLS) ## read the exports with Axolotl's, LLaMA-Factory's and Together's own code
 	@.venv-tools/bin/python -m pytest tests/tools
@@ -35,8 +45,12 @@ lint: $(TEST)
 notebooks: $(CORE) ## run the notebooks at the cpu profile and write their outputs back, cleaned
 	@$(PY) -m cookbook.publish
 
+site: $(SITE) ## all notebooks as web pages with a search, from their committed outputs: site/html/index.html
+	@$(PY) -m sphinx -q -W --keep-going -c docs -d site/doctrees . site/html
+	@$(PY) docs/check_links.py site/html
+
 clean:
-	rm -rf .venv .venv-tools runs .pytest_cache .ruff_cache *.egg-info
+	rm -rf .venv .venv-tools .venv-widgets runs site .pytest_cache .ruff_cache *.egg-info
 
 $(PY):
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; name one: make PYTHON=python3.12 $(MAKECMDGOALS)")'
@@ -52,6 +66,23 @@ $(TEST): pyproject.toml | $(PY)
 	@echo "Installing the cookbook and its tests into $(ENV) (some minutes and about 2 GB, once)"
 	@$(PY) -m pip install -q -e ".[test]"
 	@touch $@ $(CORE)
+
+$(SITE): pyproject.toml | $(PY)
+	@$(PY) -m pip install -q -e ".[site]"
+	@touch $@ $(CORE)
+
+$(BROWSER): pyproject.toml | $(TEST)
+	@$(PY) -m pip install -q -e ".[test,browser]"
+	@touch $@ $(TEST) $(CORE)
+
+# Two packages of its own; whatever else is imported comes from the main environment, which stands behind them.
+$(WIDGETS): $(TEST)
+	@echo "Making the environment .venv-widgets"
+	@$(PY) -m venv .venv-widgets
+	@.venv-widgets/bin/python -m pip install -q ipywidgets==7.7.1 ipykernel==6.17.1
+	@where='import sysconfig; print(sysconfig.get_path("purelib"))'; \
+	$(PY) -c "$$where" > "$$(.venv-widgets/bin/python -c "$$where")/zz_main.pth"
+	@touch $@
 
 $(TOOLS): pyproject.toml tests/tools/requirements.txt
 	@echo "Making the environment .venv-tools (some minutes and about 2 GB, once)"

@@ -1,45 +1,71 @@
-"""Trainer callbacks: a live loss figure, the time of each step, steady memory, and a data order from the seed."""
+"""Trainer callbacks: live loss and pace, a stop button, the time of each step, steady memory, order from the seed."""
 
 from __future__ import annotations
 
 import time
 from collections import defaultdict
+from contextlib import ExitStack
+from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from IPython.display import display
+import torch
+from IPython.display import Pretty, display
 from transformers import TrainerCallback, set_seed
 
 from cookbook import plots
-from cookbook.ledger import Ledger, release_memory
+from cookbook.ledger import Ledger, memory_in_use, release_memory
+
+if TYPE_CHECKING:
+    from cookbook.widgets.stopping import StopButton
 
 DRAW_EVERY = 10  # steps
 RELEASE_EVERY = 8  # steps: batches of many lengths leave holes in a CPU's memory that add up to gigabytes
 
 
 class LiveLoss(TrainerCallback):
-    """Draws training and validation loss in one figure that is updated in place, and tells the ledger.
+    """Training and validation loss in a figure updated in place, a line on where training is, and both in the ledger.
 
-    `train` and `validation` hold (step, loss in nats a token); `seconds` holds the wall time of each step.
+    `train` and `validation` hold (step, loss in nats a token); `seconds` holds the wall time of each step. The line
+    has the step, the loss, the learning rate, tokens a second (no padding, over the steps alone), the time left at
+    the pace so far, evaluations included, and the memory held (allocated on a GPU, resident on a CPU).
 
     Args:
         last: stop after this many steps, with the learning rates of the full run; 0: run to the end.
+        interactive: show a button that stops after the step in progress and keeps what was learnt; an interrupt of
+            the notebook does the same, a second one ends at once. The ledger, and so the run's record, says where.
     """
 
-    def __init__(self, book: Ledger, title: str, *, seed: int = 0, last: int = 0) -> None:
-        self.book, self.title, self.seed, self.last = book, title, seed, last
+    def __init__(self, book: Ledger, title: str, *, seed: int = 0, last: int = 0, interactive: bool = False) -> None:
+        self.book, self.title, self.seed, self.last, self.interactive = book, title, seed, last, interactive
         self.train: list[tuple[int, float]] = []
         self.validation: list[tuple[int, float]] = []
         self.seconds: list[float] = []
         self._handle: Any = None
+        self._line: Any = None
+        self._stop: StopButton | None = None
+        self._open = ExitStack()
+        self._spent, self._tokens, self._earlier = 0.0, 0, 0
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+    def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
         self.steps = state.max_steps
         if state.global_step:  # resumed: what was logged before the stop
             logged = [(entry["step"], entry) for entry in state.log_history if entry["step"] <= state.global_step]
             self.train = [(step, entry["loss"]) for step, entry in logged if "loss" in entry]
             self.validation = [(step, entry["eval_loss"]) for step, entry in logged if "eval_loss" in entry]
+        self._open.close()  # what an earlier training left that did not come to its end
+        self._earlier = len(self.seconds)
+        if model is not None:
+            counted = model.register_forward_pre_hook(self._count, with_kwargs=True)
+            self._open.callback(counted.remove)
         self._handle = display(self._draw(), display_id=True)
+        self._line = display(Pretty(f"step {state.global_step} of {self._end}"), display_id=True)
+        if self.interactive:
+            from cookbook.widgets.stopping import StopButton
+
+            self._stop = self._open.enter_context(StopButton())
+            display(self._stop.button)
+        self._first = time.perf_counter()
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         # The order of rows must not depend on evaluations before; a resumed epoch has its own order again.
@@ -47,17 +73,27 @@ class LiveLoss(TrainerCallback):
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self._began = time.perf_counter()
+        if len(self.seconds) == self._earlier:
+            self._first = self._began
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.seconds.append(time.perf_counter() - self._began)
+        self._spent += self.seconds[-1]
         if state.global_step % RELEASE_EVERY == 0:
             release_memory(collect=False)
         control.should_training_stop |= bool(self.last) and state.global_step >= self.last
+        if self._stop and self._stop.pressed and state.global_step < self._end and not control.should_training_stop:
+            control.should_training_stop = True
+            self.book.stop(self.title, state.global_step, self._end)
+            self._stop.say(f"Stopped at step {state.global_step} of {self._end}")
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float], **_: Any) -> None:
         if "loss" in logs:
             self.train.append((state.global_step, float(logs["loss"])))
-            self.book.note(step=state.global_step, steps=state.max_steps, loss=round(float(logs["loss"]), 4))
+            facts = self._facts(state.global_step, logs)
+            self.book.note(**facts)
+            if self._line:
+                self._line.update(Pretty(_sentence(facts)))
         if "eval_loss" in logs:
             self.validation.append((state.global_step, float(logs["eval_loss"])))
         if self._handle and (len(self.train) % DRAW_EVERY == 0 or "eval_loss" in logs):
@@ -69,11 +105,55 @@ class LiveLoss(TrainerCallback):
                 file.unlink()
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self._open.close()
+        if self._stop and not self._stop.button.disabled:
+            self._stop.say(f"Ended at step {state.global_step} of {self._end}")
         if self._handle:
             self._handle.update(self._draw())
 
+    @property
+    def _end(self) -> int:
+        """The step that training is to end with."""
+        return min(self.steps, self.last or self.steps)
+
+    def _count(self, module: Any, args: Any, inputs: dict[str, Any]) -> None:
+        """Adds up the real tokens of each forward that is learnt from; a tensor, so that no GPU is waited for."""
+        if not (module.training and torch.is_grad_enabled()):
+            return
+        read, mask, labels = (inputs.get(name) for name in ("input_ids", "attention_mask", "labels"))
+        if read is not None:
+            self._tokens = self._tokens + (read.numel() if mask is None else mask.sum())
+        elif labels is not None:  # speech in, text out
+            self._tokens = self._tokens + (labels != -100).sum()
+
+    def _facts(self, step: int, logs: dict[str, float]) -> dict[str, float]:
+        facts = {"step": step, "steps": self._end, "loss": round(float(logs["loss"]), 4)}
+        if "learning_rate" in logs:
+            facts["learning_rate"] = float(f"{logs['learning_rate']:.3g}")
+        if self._spent and int(self._tokens):
+            facts["tokens_per_second"] = round(int(self._tokens) / self._spent)
+        if steps := len(self.seconds) - self._earlier:
+            pace = (time.perf_counter() - self._first) / steps
+            facts["seconds_left"] = round(pace * (self._end - step))
+        return facts | {"memory_gb": round(memory_in_use() / 1e9, 2)}
+
     def _draw(self) -> Any:
         return plots.losses(self.train, self.validation, title=self.title, steps=self.steps)
+
+
+def _sentence(facts: dict[str, float]) -> str:
+    """The ledger's line for a reader."""
+    said = {
+        "loss": "loss {:.3f}",
+        "learning_rate": "learning rate {:.2g}",
+        "tokens_per_second": "{:,} tokens a second",
+        "memory_gb": "{:.2f} GB",
+    }
+    parts = [f"step {facts['step']} of {facts['steps']}"]
+    parts += [text.format(facts[name]) for name, text in said.items() if name in facts]
+    if "seconds_left" in facts:
+        parts.append(f"{timedelta(seconds=facts['seconds_left'])} left")
+    return ", ".join(parts)
 
 
 class LiveRewards(LiveLoss):

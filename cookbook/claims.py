@@ -12,6 +12,7 @@ from cookbook.evaluation import Score, forgetting, interval
 from cookbook.forgetting import ProbeResult
 
 UNMEASURED = "not measured in this run"
+QUANTIZED = "QLoRA trains a little slower than LoRA, with a small loss of quality in some cases"
 
 
 def fewer_parameters(trainable: int, total: int, rank: int) -> results.Claim:
@@ -61,10 +62,11 @@ def quantized_cost(
 
     The first step, which warms up, is left out of the speed. Empty sequences: not measured.
     """
-    claim = "QLoRA trains a little slower than LoRA, with a small loss of quality in some cases"
     n = min(len(quantized), len(plain))
     if n < 3:
-        return results.Claim(claim=claim, verdict=UNMEASURED, evidence="the unquantized arm did not run long enough")
+        return results.Claim(
+            claim=QUANTIZED, verdict=UNMEASURED, evidence="the unquantized arm did not run long enough"
+        )
     ratio = float(np.median(np.asarray(quantized[1:n]) / np.asarray(plain[1:n])))
     old, new = np.asarray(plain_loss[:n]), np.asarray(quantized_loss[:n])
     low, high = interval(Score(float(old.mean()), old), Score(float(new.mean()), new))
@@ -74,7 +76,7 @@ def quantized_cost(
         f"over the same {n} steps NF4 takes {ratio:.2f} times the seconds of the unquantized base (median); its "
         f"training loss differs by {(new - old).mean():+.3f} nats a token, 95 % interval [{low:+.3f}, {high:+.3f}]"
     )
-    return results.Claim(claim=claim, verdict=verdict, evidence=evidence)
+    return results.Claim(claim=QUANTIZED, verdict=verdict, evidence=evidence)
 
 
 def learning_curve(curve: Mapping[int, Mapping[str, float]], headline: str) -> results.Claim:
@@ -191,6 +193,7 @@ def compared(
     margin: float = 0.05,
     seed: int = 0,
     beside: str = "",
+    also: bool | None = None,
 ) -> results.Claim:
     """A sentence that ranks methods, from their scores on the same rows (higher is better, each row a mean of seeds).
 
@@ -200,6 +203,7 @@ def compared(
     Args:
         pairs: the two methods of each comparison; those that were not both run are left out.
         beside: a further sentence of evidence, on cost.
+        also: whether what the sentence says of cost holds; None: it says nothing of it.
     """
     found, parts = [], []
     for one, other in pairs:
@@ -214,6 +218,7 @@ def compared(
             )
     if not found:
         return results.Claim(claim=claim, verdict=UNMEASURED, evidence="its methods were not among those run")
+    found += [] if also is None else [float(also)]
     verdict = "holds" if min(found) == 1 else "holds in part" if max(found) > 0 else "does not hold here"
     return results.Claim(claim=claim, verdict=verdict, evidence="; ".join([*parts, *filter(None, [beside])]))
 

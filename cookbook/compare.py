@@ -164,6 +164,8 @@ def _notes(runs: list[Run], by: Sequence[str], *, asked: bool) -> list[str]:
         data.setdefault(frozen(run.parameters.get("SEED")), set()).add(run.data)
     if max(map(len, data.values())) > 1:
         notes.append("Runs of one seed were scored on different data: their scores may not be comparable.")
+    if short := [run.path for run in runs if run.resources and run.resources.stopped]:
+        notes.append(f"Training was stopped by hand in {len(short)} of {len(runs)} runs, one of them {short[0]}.")
     if len(devices := sorted({run.device for run in runs})) > 1:
         notes.append(f"Several devices ({', '.join(devices)}): seconds and memory may not be comparable.")
     if len(money := sorted({run.resources.cost.currency for run in runs if run.resources})) > 1:

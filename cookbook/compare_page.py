@@ -64,7 +64,7 @@ def write(folder: Path, done: Sequence[Comparison], runs: Sequence[Run], faults:
         RequestError: the folder cannot be written.
     """
     pages = [
-        (comparison, [(_svg(d.figure), d.title, d.sentence) for d in drawings(comparison)]) for comparison in done
+        (comparison, [(data_uri(d.figure), d.title, d.sentence) for d in drawings(comparison)]) for comparison in done
     ]
     texts = {
         "compare.csv": groups_table(done).to_csv(index=False, lineterminator="\n"),
@@ -121,7 +121,7 @@ def runs_table(runs: Iterable[Run]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def _svg(figure: Figure) -> str:
+def data_uri(figure: Figure) -> str:
     """A data URI: as an image of its own, the SVG's ids cannot clash with another's."""
     import matplotlib.pyplot as plt
 
@@ -173,14 +173,14 @@ def _html(pages: Pages, runs: Sequence[Run], faults: Sequence[Fault]) -> str:
     parts = []
     for comparison, figures in pages:
         name = escape(comparison.recipe)
-        parts += [f"<section><h2>{name}</h2>", f"<p>{escape(conclusion(comparison))}</p>", _table(comparison)]
-        parts += [_list(comparison.notes)] if comparison.notes else []
+        parts += [f"<section><h2>{name}</h2>", f"<p>{escape(conclusion(comparison))}</p>", table_html(comparison)]
+        parts += [list_html(comparison.notes)] if comparison.notes else []
         for source, title, sentence in figures:
             image = f'<img src="{source}" alt="{escape(title)}">'
             parts.append(f"<figure>{image}<figcaption>{escape(sentence)}</figcaption></figure>")
         parts.append("</section>")
     more = [("How to read this", legend([comparison for comparison, _ in pages])), *_left_out(runs, faults)]
-    parts += [f"<section><h2>{title}</h2>{_list(items)}</section>" for title, items in more]
+    parts += [f"<section><h2>{title}</h2>{list_html(items)}</section>" for title, items in more]
     body = "\n".join(parts)
     return f"""<!doctype html>
 <html lang="en">
@@ -202,11 +202,13 @@ def _html(pages: Pages, runs: Sequence[Run], faults: Sequence[Fault]) -> str:
 """
 
 
-def _list(items: Iterable[str]) -> str:
+def list_html(items: Iterable[str]) -> str:
+    """Lines of text as a list."""
     return f"<ul>{''.join(f'<li>{escape(item)}</li>' for item in items)}</ul>"
 
 
-def _table(comparison: Comparison) -> str:
+def table_html(comparison: Comparison) -> str:
+    """The comparison's table, best group first; it scrolls sideways where room is short."""
     head, rows = cells(comparison)
     title = escape(f"{comparison.recipe}: groups of runs, best first", quote=True)
     lines = [f'<div class="scroll" role="region" tabindex="0" aria-label="{title}"><table><thead><tr>']

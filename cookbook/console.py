@@ -117,6 +117,7 @@ def report(console: Console, recipe: str, folder: Path, record: results.Results)
     lines = [
         "",
         f"time      {seconds.total:.0f} s: training {seconds.train:.0f}, evaluation {seconds.evaluate:.0f}",
+        *(f"stopped   {one.training}: by hand, at step {one.step} of {one.steps}" for one in used.stopped),
         f"memory    {memory.measured / 1e9:.2f} GB at its peak, {memory.predicted / 1e9:.2f} predicted",
         f"notebook  {here(folder / 'executed.ipynb')}",
         *([f"model     {here(model)}"] if model.is_dir() else []),

@@ -24,7 +24,7 @@ from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
-from cookbook import __version__, needs, recipes, scripting
+from cookbook import __version__, needs, opening, project, recipes, scripting
 from cookbook.recipes import Parameter, RequestError
 
 PACKAGE = Path(__file__).parent
@@ -141,8 +141,8 @@ def _whole(dest: Path) -> Iterator[Path]:
 
 def _pins(modules: tuple[str, ...]) -> list[str]:
     """`name==version` of the project's dependencies as installed here, and of what else the notebook imports."""
-    project = tomllib.loads((recipes.ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    wanted = {canonicalize_name((r := Requirement(line)).name): r for line in project["dependencies"]}
+    lines = tomllib.loads((recipes.ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["dependencies"]
+    wanted = {canonicalize_name((r := Requirement(line)).name): r for line in lines}
     owners = importlib.metadata.packages_distributions()
     for module in modules:
         names = {canonicalize_name(name) for name in owners.get(module, [])}
@@ -153,11 +153,10 @@ def _pins(modules: tuple[str, ...]) -> list[str]:
         if requirement.marker and not requirement.marker.evaluate({"extra": ""}):
             pins.append(str(requirement))  # not for this system: no version was tried
             continue
-        try:
-            version = Version(importlib.metadata.version(name)).public  # a local part such as +cpu is on no index
-        except importlib.metadata.PackageNotFoundError:
+        if not (found := project.installed(name)):
             missing.append(name)
             continue
+        version = Version(found).public  # a local part such as +cpu is on no index
         requirement.specifier = SpecifierSet(f"=={version}")
         pins.append(str(requirement))
     if missing:
@@ -189,16 +188,15 @@ def _wheel(folder: Path) -> Path:
 
 
 def _installed(requirement: Requirement) -> bool:
-    try:
-        return requirement.specifier.contains(importlib.metadata.version(requirement.name), prereleases=True)
-    except importlib.metadata.PackageNotFoundError:
-        return False
+    found = project.installed(requirement.name)
+    return bool(found) and requirement.specifier.contains(found, prereleases=True)
 
 
 def _clean(recipe: Any, notebook: Path, samples: Mapping[str, Path], vendor: bool) -> None:
     """Take one run's metadata away, and let links and commands in the text lead where they lead in the copy."""
     for part in (recipe, *recipe.cells):
         part.metadata = {k: v for k, v in part.metadata.items() if k not in RUN_ONLY}
+    opening.furnish(recipe, notebook.name, "")  # badges and setup cell would lead back to the project's repository
     number = re.match(r"\d+", notebook.stem)
 
     def link(found: re.Match[str]) -> str:

@@ -2,26 +2,19 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
 import platform
 import shutil
 import sys
-import tomllib
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
-from packaging.requirements import Requirement
-from packaging.specifiers import SpecifierSet
 
-from cookbook import assets, profiles, results
-from cookbook.recipes import ROOT
+from cookbook import assets, profiles, project, results
 
 MEMORY_BYTES = 4_000_000_000  # what the cpu profile may take
-PYTHON = ">=3.11"
 
 
 @dataclass(frozen=True)
@@ -44,36 +37,21 @@ def examine() -> Iterator[Finding]:
 
 
 def _python() -> Iterator[Finding]:
-    wanted, required = _required()
+    wanted, required = project.required()
     version = platform.python_version()
     yield Finding("python", version, "" if version in wanted else f"install Python {wanted}")
     wrong, there = [], []
     for requirement in required:
-        try:
-            found = importlib.metadata.version(requirement.name)
-        except importlib.metadata.PackageNotFoundError:
+        if not (found := project.installed(requirement.name)):
             wrong.append(f"{requirement} (missing)")
             continue
         there.append(f"{requirement.name} {found}")
         if not requirement.specifier.contains(found, prereleases=True):
             wrong.append(f"{requirement} (there is {found})")
-    clone = (ROOT / "pyproject.toml").is_file()
+    clone = (project.ROOT / "pyproject.toml").is_file()
     install = 'pip install -e "."' if clone else "pip install -r requirements.txt"  # of a copied recipe
     fix = f"{install}: {'; '.join(wrong)}" if wrong else ""
     yield Finding("packages", ", ".join(there) or "no requirements found to compare with", fix)
-
-
-def _required() -> tuple[SpecifierSet, list[Requirement]]:
-    """The ranges of pyproject.toml, or else of the installed package."""
-    python, lines = PYTHON, []
-    with suppress(OSError):
-        project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-        python, lines = project.get("requires-python", PYTHON), project.get("dependencies", [])
-    if not lines:
-        for name in importlib.metadata.packages_distributions().get("cookbook", []):
-            lines += importlib.metadata.requires(name) or []
-    required = [Requirement(line) for line in lines]
-    return SpecifierSet(python), [r for r in required if not r.marker or r.marker.evaluate({"extra": ""})]
 
 
 def _kernel() -> Finding:

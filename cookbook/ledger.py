@@ -17,7 +17,7 @@ from typing import Any
 
 import psutil
 
-from cookbook.results import Cost, Memory, Parameters, Resources, Seconds
+from cookbook.results import Cost, Memory, Parameters, Resources, Seconds, Stopped
 
 PROGRESS = "progress.jsonl"  # the launcher follows this file to show stages of a headless run
 
@@ -44,6 +44,7 @@ class Ledger:
     rate_per_hour: float = 0.0
     currency: str = "EUR"
     stages: list[Stage] = field(default_factory=list)
+    stopped: list[Stopped] = field(default_factory=list)
     predicted_bytes: int = 0
     tokens: int = 0
 
@@ -59,6 +60,11 @@ class Ledger:
         """Add one line to `progress.jsonl`: the stage, or anything else a launcher may show."""
         with open(self.folder / PROGRESS, "a", encoding="utf-8") as f:
             f.write(json.dumps({"time": round(time.time(), 2), **event}) + "\n")
+
+    def stop(self, training: str, step: int, steps: int) -> None:
+        """Put down that somebody stopped a training after `step` of its planned `steps`; the record will say so."""
+        self.stopped.append(Stopped(training=training, step=step, steps=steps))
+        self.note(stopped=training, step=step, steps=steps)
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
@@ -104,12 +110,19 @@ class Ledger:
             parameters=Parameters(total=total, trainable=trainable),
             artifact_bytes=folder_bytes(artifact),
             cost=Cost(rate_per_hour=self.rate_per_hour, currency=self.currency, amount=amount),
+            stopped=self.stopped,
         )
 
 
 def folder_bytes(folder: Path) -> int:
     """Bytes of all files below `folder`."""
     return sum(f.stat().st_size for f in Path(folder).rglob("*") if f.is_file())
+
+
+def memory_in_use() -> int:
+    """Bytes held at this moment: allocated on a GPU, resident on a CPU."""
+    cuda = _cuda()
+    return cuda.memory_allocated() if cuda else psutil.Process().memory_info().rss
 
 
 def release_memory(*, collect: bool = True) -> None:

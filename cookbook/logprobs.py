@@ -33,7 +33,7 @@ def of_answers(
     training = model.training
     model.eval()
     for places, asked, answer in _batches(model, tokenizer, prompts, answers, batch_size):
-        with head_reads(model, lambda hidden, answer=answer: hidden[:, :-1][answer]):
+        with head_reads(model, lambda hidden, answer=answer: _before(hidden, answer)):
             logits = model(**asked, use_cache=False).logits.float()
         nll = torch.nn.functional.cross_entropy(logits, asked["input_ids"][:, 1:][answer], reduction="none")
         for place, part in zip(places, nll.split(answer.sum(1).tolist()), strict=True):
@@ -60,7 +60,7 @@ def divergence(
     total, tokens, training = 0.0, 0, model.training
     model.eval()
     for _, asked, answer in _batches(model, tokenizer, prompts, answers, batch_size):
-        with head_reads(model, lambda hidden, answer=answer: hidden[:, :-1][answer]):
+        with head_reads(model, lambda hidden, answer=answer: _before(hidden, answer)):
             now = model(**asked, use_cache=False).logits.float().log_softmax(-1)
             with reference():
                 then = model(**asked, use_cache=False).logits.float().log_softmax(-1)
@@ -68,6 +68,11 @@ def divergence(
         tokens += int(answer.sum())
     model.train(training)
     return total / tokens
+
+
+def _before(hidden: torch.Tensor, answer: torch.Tensor) -> torch.Tensor:
+    """The states that predict the answers' tokens; counted from the end: virtual tokens may stand in front."""
+    return hidden[:, -answer.shape[1] - 1 : -1][answer]
 
 
 def _batches(

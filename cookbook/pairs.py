@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cookbook import leakage
+from cookbook.agreement import Agreement, interval, kappa
 from cookbook.chat import Messages, render_full, token_ids
 from cookbook.data import DataError
 from cookbook.tables import SPLITS, SUFFIXES, Table, licence_of, near, read_folder, read_hub, read_table, type_name
@@ -39,21 +40,6 @@ class Pair:
     def text(self) -> str:
         """What was asked, without the system message."""
         return self.prompt[-1]["content"]
-
-
-@dataclass(frozen=True)
-class Agreement:
-    """How far two people agree on the pairs that both labelled (skips left out), and where they differ."""
-
-    labellers: tuple[str, str]
-    n: int
-    observed: float
-    kappa: float
-    differ: tuple[str, ...]  # "file:line" of the second one's label
-
-    def __str__(self) -> str:
-        who = " and ".join(self.labellers)
-        return f"{who} agree on {self.observed:.0%} of {self.n} pairs, Cohen's kappa {self.kappa:.2f}."
 
 
 @dataclass
@@ -132,6 +118,15 @@ def load(
     )  # fmt: skip
 
 
+def agreement(path: Path) -> list[Agreement]:
+    """How far the people who labelled a file agree, two and two, where two labelled a pair.
+
+    Raises:
+        DataError: the file is empty, or has rows that are no labels.
+    """
+    return _pairs_of(read_table(path, path.name), "")[1]
+
+
 def _pairs_of(table: Table, instruction: str) -> tuple[list[Pair], list[Agreement], str]:
     """The pairs of one file, the agreement of its labellers and one line on labels that gave no pair."""
     counts = Counter(key for _, row in table.rows for key in row)
@@ -145,7 +140,7 @@ def _pairs_of(table: Table, instruction: str) -> tuple[list[Pair], list[Agreemen
     rows = []
     for line, row in table.rows:
         try:
-            _check(row, wanted)
+            check(row, wanted)
             rows.append((line, row))
         except DataError as error:
             table.fault(line, str(error))
@@ -154,7 +149,7 @@ def _pairs_of(table: Table, instruction: str) -> tuple[list[Pair], list[Agreemen
         return _decided(table, rows, instruction)
     kept: dict[tuple[str, ...], int] = {}
     for line, row in rows:
-        asked, better, worse = (_bare(row[column]) for column in PAIR)
+        asked, better, worse = (bare(row[column]) for column in PAIR)
         swapped = (asked, worse, better)
         if swapped in kept:
             table.fault(line, f"prefers the other answer than line {kept[swapped]} does; remove one of the two")
@@ -163,7 +158,7 @@ def _pairs_of(table: Table, instruction: str) -> tuple[list[Pair], list[Agreemen
     return [_pair(table, line, row, row["chosen"], row["rejected"], instruction) for line, row in rows], [], ""
 
 
-def _check(row: dict[str, Any], wanted: Sequence[str]) -> None:
+def check(row: dict[str, Any], wanted: Sequence[str]) -> None:
     """Refuse a row that holds no preference; raises DataError without the place."""
     for column in wanted:
         if column not in row:
@@ -173,7 +168,7 @@ def _check(row: dict[str, Any], wanted: Sequence[str]) -> None:
         if not (row[column] or "").strip():
             raise DataError(f"empty {column!r}; fill it in or remove the row")
     first, second = wanted[1:3]
-    if _bare(row[first]) == _bare(row[second]):
+    if bare(row[first]) == bare(row[second]):
         raise DataError(f"{first!r} and {second!r} are the same text: there is nothing to prefer; remove the row")
     if wanted == LABELLED and row["label"] not in LABELS:
         hint = near(row["label"], LABELS)
@@ -182,7 +177,8 @@ def _check(row: dict[str, Any], wanted: Sequence[str]) -> None:
         raise DataError(f"wrong type: 'labeller' holds a {type_name(row['labeller'])}; it must be text")
 
 
-def _bare(text: str) -> str:
+def bare(text: str) -> str:
+    """A text by which it is known again: white space does not count."""
     return " ".join(text.split())
 
 
@@ -199,18 +195,18 @@ def _decided(
     """What the labels of all people come to; a pair shown with its answers swapped is the same pair."""
     last: dict[tuple[str, ...], dict[str, tuple[str, int, dict[str, Any]]]] = defaultdict(dict)
     for line, row in rows:
-        one, two = _bare(row["a"]), _bare(row["b"])
+        one, two = bare(row["a"]), bare(row["b"])
         label = row["label"]
         if one > two and label in ("a", "b"):
             label = "b" if label == "a" else "a"
-        last[_bare(row["prompt"]), *sorted((one, two))][row.get("labeller") or "one person"] = (label, line, row)
+        last[bare(row["prompt"]), *sorted((one, two))][row.get("labeller") or "one person"] = (label, line, row)
     pairs, left = [], Counter()
     for (_, *answers), given in last.items():
         labels = {label for label, _, _ in given.values() if label != "skip"}
         if len(labels) == 1 and labels <= {"a", "b"}:
             better = labels == {"b"}
             _, line, row = max(given.values(), key=lambda item: item[1])
-            full = {_bare(row[side]): row[side] for side in ("a", "b")}  # with their line breaks
+            full = {bare(row[side]): row[side] for side in ("a", "b")}  # with their line breaks
             pairs.append(_pair(table, line, row, full[answers[better]], full[answers[not better]], instruction))
         else:
             left["tie" if labels == {"tie"} else "disagreement" if labels else "skip"] += 1
@@ -218,29 +214,20 @@ def _decided(
     remark = f"{len(pairs)} of {len(last)} labelled pairs are used{f'; left out: {why}' if why else ''}."
     people = sorted({who for given in last.values() for who in given})
     compared = [_agreement(table, x, y, list(last.values())) for x, y in combinations(people, 2)]
-    return pairs, [c for c in compared if c.n], remark
+    return pairs, [found for found in compared if found], remark
 
 
-def _agreement(table: Table, first: str, second: str, given: list[dict[str, tuple[str, int, Any]]]) -> Agreement:
+def _agreement(
+    table: Table, first: str, second: str, given: list[dict[str, tuple[str, int, Any]]]
+) -> Agreement | None:
     both = [(g[first], g[second]) for g in given if first in g and second in g]
     both = [(x, y) for x, y in both if "skip" not in (x[0], y[0])]
+    if not both:
+        return None
     one, two = [x[0] for x, _ in both], [y[0] for _, y in both]
     differ = tuple(f"{table.name}:{y[1]}" for x, y in both if x[0] != y[0])
-    observed = 1 - len(differ) / len(both) if both else 0.0
-    return Agreement((first, second), len(both), observed, kappa(one, two) if both else 0.0, differ)
-
-
-def kappa(first: Sequence[str], second: Sequence[str]) -> float:
-    """Agreement of two people beyond chance: (observed - expected) / (1 - expected).
-
-    Cohen (1960), A Coefficient of Agreement for Nominal Scales. 1: always, 0: as often as by chance. Where both
-    only ever used one and the same label, chance would agree always too, and the value is 1 by convention.
-    """
-    n = len(first)
-    observed = sum(x == y for x, y in zip(first, second, strict=True)) / n
-    shares = Counter(first), Counter(second)
-    expected = sum(shares[0][label] * shares[1][label] for label in shares[0]) / n**2
-    return 1.0 if expected == 1 else (observed - expected) / (1 - expected)
+    observed = 1 - len(differ) / len(both)
+    return Agreement((first, second), len(both), observed, kappa(one, two), interval(one, two), differ)
 
 
 def rows(pairs: Sequence[Pair]) -> list[dict[str, Any]]:

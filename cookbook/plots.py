@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from html import escape
 
 import matplotlib.pyplot as plt
@@ -46,16 +46,14 @@ def losses(
     return figure
 
 
-def token_strip(tokens: Sequence[str], supervised: Sequence[bool]) -> HTML:
-    """Tokens in boxes: grey ones are read, coloured and underlined ones carry loss."""
-    look = {
-        False: "background:#eef0f2;color:#444",
-        True: "background:#d6e8f7;color:#0b3d66;text-decoration:underline",
-    }
+def token_strip(tokens: Sequence[str], supervised: Sequence[bool], marked: Collection[int] = ()) -> HTML:
+    """Tokens in boxes: grey ones are read, coloured and underlined ones carry loss, framed ones are `marked`."""
+    look = "background:#eef0f2;color:#444", "background:#d6e8f7;color:#0b3d66;text-decoration:underline"
     boxes = "".join(
-        f'<span style="{look[bool(on)]};padding:1px 3px;margin:1px;border-radius:3px;display:inline-block">'
+        f'<span style="{look[bool(on)]}{";outline:2px dashed #d97706" if place in marked else ""};padding:1px 3px;'
+        f'margin:1px;border-radius:3px;display:inline-block">'
         f"{escape(token).replace(chr(10), '&#9166;').replace(' ', '&nbsp;')}</span>"
-        for token, on in zip(tokens, supervised, strict=True)
+        for place, (token, on) in enumerate(zip(tokens, supervised, strict=True))
     )
     return HTML(f'<div style="font-family:monospace;font-size:12px;line-height:1.7">{boxes}</div>')
 

@@ -20,7 +20,8 @@ from typing import Any
 import nbformat
 from PIL import Image
 
-from cookbook import batch, recipes, results
+from cookbook import batch, gallery, opening, project, recipes, results
+from cookbook.gallery import record_of
 
 PROFILE = "cpu"
 MOST_BYTES = 400_000
@@ -36,13 +37,8 @@ class PublishError(RuntimeError):
 
 
 def sources_hash(notebook: Any) -> str:
-    """16 hex digits over the sources of the code cells: outputs belong to exactly these."""
+    """16 hex digits over the sources of the code cells, `setup` apart: outputs belong to exactly these."""
     return recipes.code_hash(notebook.cells)[:16]
-
-
-def record_of(notebook: Path) -> Path:
-    """Where the record of a notebook's committed run stands."""
-    return notebook.parent / "records" / f"{notebook.stem}.json"
 
 
 def machine_paths(notebook: Any) -> list[str]:
@@ -92,6 +88,7 @@ def publish(notebook: Path) -> Path:
     pages = {name: text.replace(f"{folder}{os.sep}", "") for name, text in pages.items()}
     if paths := machine_paths(cleaned) + PATHS.findall(json.dumps([record, pages])):
         raise PublishError(f"{notebook.name}: outputs show paths of this machine: {', '.join(paths[:5])}")
+    opening.furnish(cleaned, notebook.name, project.repository())
     cleaned.metadata["cookbook"] = dict(source.metadata.get("cookbook", {})) | {
         "profile": PROFILE,
         "executed": datetime.now(UTC).date().isoformat(),
@@ -129,14 +126,16 @@ def _tell(event: dict[str, Any]) -> None:
 
 def main(names: list[str]) -> int:
     """Publish the named recipes, or all; 1 if any could not be written."""
-    failed = 0
-    for path in [recipes.find(name) for name in names] or [r.path for r in recipes.recipes()]:
+    failed, paths = 0, [recipes.find(name) for name in names] or [r.path for r in recipes.recipes()]
+    for path in paths:
         print(path.stem, flush=True)
         try:
             publish(path)
         except PublishError as error:
             failed += 1
             print(f"  not written: {error}", file=sys.stderr)
+    if failed < len(paths):
+        gallery.main()
     return int(bool(failed))
 
 

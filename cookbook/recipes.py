@@ -19,8 +19,8 @@ from typing import Any
 from pydantic import FiniteFloat, TypeAdapter
 
 from cookbook import profiles
+from cookbook.project import ROOT
 
-ROOT = Path(__file__).resolve().parent.parent  # the project, where the package is installed editable
 TYPES: dict[str, Any] = {
     "str": TypeAdapter(str),
     "int": TypeAdapter(int),
@@ -183,8 +183,12 @@ def _inspect(notebook: Path, _: int) -> dict[str, Parameter]:
 
 
 def code_hash(cells: Iterable[Mapping[str, Any]]) -> str:
-    """sha256 over the sources of the code cells: prose and outputs do not change what a notebook does."""
-    parts = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+    """sha256 over the sources of the code cells: prose and outputs do not change what a notebook does.
+
+    Nor does the cell tagged `setup`, which prepares a hosted machine and does nothing on any other.
+    """
+    counted = [c for c in cells if c["cell_type"] == "code" and "setup" not in c.get("metadata", {}).get("tags", [])]
+    parts = ["".join(cell["source"]) for cell in counted]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import os
 import platform
@@ -16,10 +15,12 @@ from typing import Any, Literal, Self
 import psutil
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
 
-SCHEMA_VERSION = 1
+from cookbook import project
+
+SCHEMA_VERSION = 2
 # From each older version, a function that returns a record's fields as the next version has them. A change of
-# the schema raises SCHEMA_VERSION by one and adds one function here; no version has needed one yet.
-UPGRADES: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
+# the schema raises SCHEMA_VERSION by one and adds one function here. Version 2 added `resources.stopped`.
+UPGRADES: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {1: dict}
 OUTPUT_VARIABLE = "COOKBOOK_OUTPUT_DIR"  # set by the launcher, so that no path enters the notebook
 RECIPE_VARIABLE = "COOKBOOK_RECIPE_DIR"  # set by the launcher: the recipe's own folder, as it runs in another
 STACK = ("torch", "transformers", "peft", "trl", "bitsandbytes", "datasets", "evaluate", "lm_eval")
@@ -98,8 +99,16 @@ class Cost(_Record):
     amount: float
 
 
+class Stopped(_Record):
+    """A training that somebody ended after `step` of its planned `steps`."""
+
+    training: str
+    step: int
+    steps: int
+
+
 class Resources(_Record):
-    """Seconds, tokens (real ones, no padding), bytes."""
+    """Seconds, tokens (real ones, no padding), bytes; and what was not trained to its end."""
 
     seconds: Seconds
     tokens: int
@@ -108,6 +117,7 @@ class Resources(_Record):
     parameters: Parameters
     artifact_bytes: int
     cost: Cost
+    stopped: list[Stopped] = []
 
 
 class Claim(_Record):
@@ -174,13 +184,7 @@ def output_dir(recipe: str, chosen: str = "") -> Path:
 
 def versions() -> dict[str, str]:
     """Installed version of each package of the stack; a missing one is left out."""
-    found = {}
-    for name in STACK:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
+    return {name: version for name in STACK if (version := project.installed(name))}
 
 
 def cores() -> int:

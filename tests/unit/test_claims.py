@@ -188,6 +188,8 @@ def test_compared_in_part_and_not_at_all() -> None:
     assert unclear.verdict == "holds in part"  # neither shown to be near nor to be worse
     scores = {"a": scored(0.5), "b": scored(0.7), "c": scored(0.5)}
     assert claims.compared("x", scores, [("a", "b"), ("c", "a")], "less").verdict == "holds in part"
+    pricey = [claims.compared("x", scores, [("c", "a")], "less", also=slower).verdict for slower in (True, False)]
+    assert pricey == ["holds in part", "does not hold here"]
     missing = claims.compared("x", scores, [("a", "d")], "less")
     assert (missing.verdict, missing.evidence) == (claims.UNMEASURED, "its methods were not among those run")
 

@@ -13,10 +13,12 @@ from typing import Any
 
 import pytest
 from conftest import RECORD
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 from test_batch import PIDS, WRITE, gone, make
 
 import cookbook
-from cookbook import batch, cli, console, doctor, recipes, results
+from cookbook import batch, cli, console, doctor, project, recipes, results
 from cookbook.batch import Cell, RunStatus
 
 ROOT = Path(cookbook.__file__).parents[1]
@@ -228,11 +230,11 @@ def test_list_is_quick(tmp_path: Path) -> None:
 def test_doctor(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(doctor, "_torch", lambda: [doctor.Finding("cuda", "none")])
     monkeypatch.setattr(doctor, "MEMORY_BYTES", 0)
-    monkeypatch.setattr(doctor, "_required", lambda: (doctor.SpecifierSet(">=3.11"), []))
+    monkeypatch.setattr(project, "required", lambda: (SpecifierSet(">=3.11"), []))
     code, out, _ = call(capsys, "doctor")
     assert (code, out.splitlines()[-1]) == (0, "ready")
-    wrong = [doctor.Requirement("pytest<1"), doctor.Requirement("no-such-package>=2")]
-    monkeypatch.setattr(doctor, "_required", lambda: (doctor.SpecifierSet(">=3.11"), wrong))
+    wrong = [Requirement("pytest<1"), Requirement("no-such-package>=2")]
+    monkeypatch.setattr(project, "required", lambda: (SpecifierSet(">=3.11"), wrong))
     code, out, _ = call(capsys, "doctor")
     assert code == 1 and out.splitlines()[-1].startswith("fix packages: pip install")
     assert "pytest<1 (there is" in out and "no-such-package>=2 (missing)" in out

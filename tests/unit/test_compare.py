@@ -20,7 +20,7 @@ import pytest
 from conftest import RECORD
 from test_cli import call
 
-from cookbook import compare, compare_page, compare_view, results
+from cookbook import compare, compare_page, compare_view, console, results
 from cookbook.recipes import RequestError
 
 ROOT = Path(compare.__file__).parents[1]
@@ -316,6 +316,15 @@ def test_what_may_not_be_comparable_is_said(tmp_path: Path) -> None:
     assert found.metric == "accuracy" and [group.fronts.count("cost") for group in found.groups] == [0, 0]
     assert [note.split(" ")[0] for note in found.notes] == ["Left", "Runs", "Several", "Costs"]
     assert "1 of 3" in found.notes[0] and "(GPU, cpu)" in found.notes[2] and "(EUR, USD)" in found.notes[3]
+
+
+def test_a_training_that_was_stopped_is_named(sweep: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    short = record(0.9, SEED=9, RANK=4)
+    short["resources"]["stopped"] = [{"training": "Loss", "step": 3, "steps": 40}]
+    place = save(sweep / "short", short)
+    assert only(sweep).notes == [f"Training was stopped by hand in 1 of 7 runs, one of them {place}."]
+    console.report(console.terminal(), "tiny", place, results.read(place))
+    assert "stopped   Loss: by hand, at step 3 of 40" in capsys.readouterr().out
 
 
 def test_cost_has_a_front_where_there_is_a_price(tmp_path: Path) -> None:

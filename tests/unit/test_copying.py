@@ -25,6 +25,7 @@ from cookbook.recipes import RequestError
 
 ROOT = Path(__file__).resolve().parents[2]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+FIRST = ROOT / "notebooks" / "01_customer_service_qlora.ipynb"
 SCRIPT = """\
 import pandas as pd
 from IPython.display import HTML, Code, display
@@ -55,17 +56,17 @@ def run(script: Path, *words: str, cwd: Path) -> subprocess.CompletedProcess[str
 def copied(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Recipe 01 as it is copied by default, out of a notebook that still has the marks of a run."""
     work = tmp_path_factory.mktemp("copied")
-    notebook = nbformat.read(NOTEBOOKS[0], as_version=4)
+    notebook = nbformat.read(FIRST, as_version=4)
     notebook.metadata["papermill"] = notebook.cells[1].metadata["execution"] = {"start_time": "yesterday"}
     (work / "notebooks").mkdir()
     (work / "data_samples").symlink_to(ROOT / "data_samples")
-    nbformat.write(notebook, source := work / "notebooks" / NOTEBOOKS[0].name)
+    nbformat.write(notebook, source := work / "notebooks" / FIRST.name)
     copying.copy(source, work / "made" / "copy")
     return work / "made" / "copy"
 
 
 def test_contents(copied: Path) -> None:
-    name, sample = NOTEBOOKS[0].name, ROOT / "data_samples" / "customer_service"
+    name, sample = FIRST.name, ROOT / "data_samples" / "customer_service"
     there = {p.name for p in copied.iterdir()}
     assert there == {name, "data_samples", "wheels", "requirements.txt", "README.md", "LICENSE"}
     assert [p.name for p in copied.parent.iterdir()] == ["copy"]
@@ -78,15 +79,15 @@ def test_contents(copied: Path) -> None:
 
 
 def test_notebook_is_the_same_without_marks_of_a_run(copied: Path) -> None:
-    before, after = (nbformat.read(p / NOTEBOOKS[0].name, as_version=4) for p in (NOTEBOOKS[0].parent, copied))
+    before, after = (nbformat.read(p / FIRST.name, as_version=4) for p in (FIRST.parent, copied))
     nbformat.validate(after)
     assert "papermill" not in after.metadata and not after.cells[1].metadata
     pairs = list(zip(before.cells, after.cells, strict=True))
     assert [b for b, a in pairs if b.cell_type == "code" and b != a] == []
     assert any(a.get("outputs") for _, a in pairs)
     text = "\n".join(a.source for _, a in pairs if a.cell_type == "markdown")
-    assert f"`cookbook run {NOTEBOOKS[0].name} -p LORA_RANK 4`" in text and "cookbook run 01 " not in text
-    assert f"`papermill {NOTEBOOKS[0].name} out.ipynb" in text
+    assert f"`cookbook run {FIRST.name} -p LORA_RANK 4`" in text and "cookbook run 01 " not in text
+    assert f"`papermill {FIRST.name} out.ipynb" in text
 
 
 def test_requirements_are_what_is_installed(copied: Path) -> None:
@@ -111,15 +112,19 @@ def test_wheel_is_the_whole_package(copied: Path) -> None:
 def test_readme(copied: Path) -> None:
     text = (copied / "README.md").read_text()
     assert text.startswith("# 01 · Customer service with QLoRA + SFT\n\nTeach a small language model")
-    assert f"```\npip install -r requirements.txt\ncookbook run {NOTEBOOKS[0].name}\n```" in text
-    for name, (kind, default, told) in recipes.declared(NOTEBOOKS[0]).items():
+    assert f"```\npip install -r requirements.txt\ncookbook run {FIRST.name}\n```" in text
+    for name, (kind, default, told) in recipes.declared(FIRST).items():
         assert f"| `{name}` | {kind} | `{default!r}` | {told.replace('<', '&lt;')} |" in text
-    assert f"cookbook run {NOTEBOOKS[0].name} -p DATA" in text
+    assert f"cookbook run {FIRST.name} -p DATA" in text
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
 def test_every_notebook_stands_alone(path: Path, tmp_path: Path) -> None:
     dest = tmp_path / "copy"
+    if nbformat.read(path, as_version=4).metadata["cookbook"].get("kind") == "guide":
+        with pytest.raises(RequestError, match="works on other recipes, which are not copied"):
+            copying.copy(path, dest)
+        return
     names = copying.copy(path, dest, vendor=True, script=True)
     assert Path("wheels") not in names and ".whl" not in (dest / "requirements.txt").read_text()
     assert "python -m cookbook run" in (dest / "README.md").read_text()

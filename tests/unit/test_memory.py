@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,10 @@ import pytest
 import torch
 from conftest import CHATML
 from peft import LoraConfig, get_peft_model
-from transformers import BitsAndBytesConfig, LlamaConfig, PreTrainedModel
+from transformers import Adafactor, AutoConfig, BitsAndBytesConfig, LlamaConfig, PreTrainedModel
 
-from cookbook import memory, models
+from cookbook import activations, bottleneck, memory, models, unfreezing
+from cookbook.activations import IN_PLACE, METHODS
 from cookbook.memory import MemoryPlanError, Plan
 
 FAMILIES = ["llama", "qwen", "gpt2", "wide"]
@@ -75,34 +77,104 @@ def test_full_fine_tuning_counts_master_weights_gradients_and_moments(folder: st
     count = sum(p.numel() for p in load(folder, torch.float32, False).parameters())
     found = plan(folder, dtype=torch.bfloat16)
     assert (found.weights, found.adapter, found.gradients, found.optimizer) == (4 * count, 0, 4 * count, 8 * count)
+    plain = plan(folder, dtype=torch.bfloat16, mixed=False)
+    assert (plain.weights, plain.gradients, plain.optimizer) == (2 * count, 2 * count, 4 * count)
+    assert plain.copies == 0 < found.copies <= 2 * count  # autocast's, of weights in products
 
 
 def test_activations_and_logits_grow_with_tokens(folder: str) -> None:
     small, large = plan(folder, lora_rank=8), plan(folder, lora_rank=8, micro_batch=8, length=128)
-    assert large.activations == 4 * small.activations and large.logits == 4 * small.logits
+    assert large.logits == 4 * small.logits
+    if "gpt2" in folder:  # has dropout on its attention, for which torch keeps the matrix on a CPU
+        assert large.activations > 4 * small.activations
+    else:
+        assert large.activations == pytest.approx(4 * small.activations, abs=4)
     assert small.logits == 4 * 64 * 320 * 4 * memory.LOGIT_ROWS
     assert plan(folder, lora_rank=8, device="cuda").runtime == 0
 
 
+@pytest.mark.parametrize("optimizer", memory.OPTIMIZERS)
+def test_optimizer_state_is_that_of_the_optimizer(folder: str, optimizer: str) -> None:
+    """Against the state that a step leaves behind, on a model small enough for it to be exact."""
+    model = get_peft_model(load(folder, torch.float32, False), LoraConfig(r=8, target_modules="all-linear"))
+    trained = [p for p in model.parameters() if p.requires_grad]
+    found = plan(folder, lora_rank=8, optimizer=optimizer).optimizer
+    adafactor = partial(Adafactor, relative_step=False)
+    made = {"adamw": torch.optim.AdamW, "adafactor": adafactor, "sgd": torch.optim.SGD}.get(optimizer)
+    if made is None:  # 8-bit state needs a GPU: two bytes and two scales of four bytes per 256 weights
+        assert found == pytest.approx(sum(2 * p.numel() + 8 * p.numel() / 256 for p in trained), abs=1)
+        return
+    stepped = made(trained, lr=0.1)
+    for p in trained:
+        p.grad = torch.ones_like(p)
+    stepped.step()
+    state = [t for s in stepped.state.values() for t in s.values() if isinstance(t, torch.Tensor) and t.numel() > 1]
+    assert found == sum(t.nbytes for t in state)
+
+
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
-def test_activations_against_what_autograd_keeps(folder: str, attention: str) -> None:
-    """The rule of thumb stays within a factor of two of the bytes saved for the backward."""
-    model = load(folder, torch.float32, False).train()
-    model.set_attn_implementation(attention)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("method", METHODS)
+def test_activations_are_what_autograd_keeps(folder: str, method: str, dtype: torch.dtype, attention: str) -> None:
+    """Counted without data at other lengths, and within two percent of a real forward.
+
+    Of `frozen_half` less closely: the first block that trains keeps less than others, and is all that trains here.
+    """
+    if method == "bottleneck" and "gpt2" not in folder:
+        pytest.skip("the same hooks for every model")
+    if method == "frozen_half" and "gpt2" in folder:
+        pytest.skip("its position embeddings train, so every block has a backward")
+    model = load(folder, torch.float32 if method in IN_PLACE else dtype, method == "qlora")
+    if method == "bottleneck":
+        bottleneck.Bottlenecks(model).add("one", 8)
+    elif method == "frozen_half":
+        unfreezing.freeze_lower(model.requires_grad_(True))
+    elif method != "full":
+        model = get_peft_model(model, activations.adapter(model, method, 8))
+    for parameter in model.parameters():
+        parameter.data = parameter.data.float() if parameter.requires_grad else parameter.data
+    model.train().set_attn_implementation(attention)
     own, kept = {p.untyped_storage().data_ptr() for p in model.parameters()}, {}
 
     def pack(tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
-            kept[storage.data_ptr()] = storage.nbytes()
+        kept[tensor.untyped_storage().data_ptr()] = tensor
         return tensor
 
-    decoder = model.base_model
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
-        hidden = decoder(torch.ones(4, 64, dtype=torch.long), use_cache=False).last_hidden_state
-    assert hidden.requires_grad
-    predicted = plan(folder, lora_rank=8, eager=attention == "eager").activations
-    assert 0.5 < predicted / sum(kept.values()) < 2
+    with (
+        torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t),
+        torch.autocast("cpu", dtype, enabled=dtype != torch.float32),
+    ):
+        logits = model(input_ids=torch.ones(4, 64, dtype=torch.long), use_cache=False, logits_to_keep=1).logits
+    assert logits.requires_grad
+    found = sum(t.untyped_storage().nbytes() for pointer, t in kept.items() if pointer not in own)
+    predicted = plan(folder, method=method, lora_rank=8, dtype=dtype, eager=attention == "eager")
+    unpacked = memory.count(model.config).largest * dtype.itemsize if method == "qlora" else 0  # for one product
+    in_all = predicted.activations + predicted.copies - unpacked
+    assert in_all == pytest.approx(found, rel=0.15 if method == "frozen_half" else 0.02)
+
+
+def test_checkpointing_keeps_one_block(folder: str) -> None:
+    whole, light = (plan(folder, lora_rank=8, checkpointing=on) for on in (False, True))
+    assert light.activations < whole.activations and light.weights == whole.weights
+    blocks = AutoConfig.from_pretrained(folder).num_hidden_layers
+    inputs = blocks * 4 * 64 * 4 * AutoConfig.from_pretrained(folder).hidden_size
+    assert light.activations - inputs == pytest.approx(whole.activations / blocks, rel=0.05)
+
+
+def test_a_model_that_cannot_be_traced_gets_a_rule_of_thumb() -> None:
+    """Of a mixture of experts with trained experts torch has no fake operator."""
+    shape = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
+    config = AutoConfig.for_model("mixtral", **shape, num_key_value_heads=2, num_local_experts=2, vocab_size=320)
+    asked = {"micro_batch": 4, "length": 64, "dtype": torch.bfloat16}
+    expected = activations.rule_of_thumb(config, torch.bfloat16, False, 4, 64)
+    assert memory.plan(config, **asked).activations == pytest.approx(expected, abs=2)
+
+
+def test_unknown_method_and_optimizer(folder: str) -> None:
+    with pytest.raises(models.ModelError, match=r"no 'lorra' here; choose one of full, frozen_half"):
+        plan(folder, method="lorra")
+    with pytest.raises(models.ModelError, match=r"no 'adam' here; choose one of adamw, adamw_8bit"):
+        plan(folder, optimizer="adam")
 
 
 def test_total_and_table() -> None:

@@ -42,6 +42,8 @@ def test_sources_hash_follows_sources_alone() -> None:
     changed = notebook()
     changed.cells[1].source = "print(1) "
     assert publish.sources_hash(changed) != publish.sources_hash(first)
+    changed.cells[1].metadata["tags"], first.cells[1].metadata["tags"] = ["setup"], ["setup"]
+    assert publish.sources_hash(changed) == publish.sources_hash(first)  # it does nothing where notebooks are run
 
 
 @pytest.mark.parametrize(
@@ -124,6 +126,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     source = notebook()
     source.metadata["cookbook"] = {"publish": {"CURVE": True}}
     nbformat.write(source, path)
+    monkeypatch.setattr(publish.project, "repository", lambda: "https://github.com/a/b")
     fake = SimpleNamespace(path=path, status="ok", executed=executed_notebook(), wanted=None, pages={})
     fake.record = results.Results.model_validate(RECORD)
 
@@ -141,7 +144,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     monkeypatch.setattr(publish.batch, "run_one", run_one)
     monkeypatch.setattr(publish.recipes, "ROOT", tmp_path)
     monkeypatch.setattr(publish.recipes, "check_parameters", lambda path, wanted: wanted)
-    monkeypatch.setattr(publish.recipes, "find", lambda name: path)
+    monkeypatch.setattr(publish.recipes, "find", lambda name: fake.path)
     return fake
 
 
@@ -151,6 +154,7 @@ def test_publish_writes_outputs_and_says_what_they_belong_to(run: SimpleNamespac
     written = nbformat.read(run.path, as_version=4)
     note = written.metadata["cookbook"]
     assert written.cells[1].outputs[0]["text"] == "hello" and note["publish"] == {"CURVE": True}
+    assert written.cells[0].source.startswith("# Title\n\n[![Open in Colab](")
     assert note["sources"] == publish.sources_hash(written) and note["profile"] == "cpu"
     assert note["minutes"] == round(run.record.resources.seconds.total / 60, 1)
     assert publish.record_of(run.path) == run.path.parent / "records" / "01_test.json"
@@ -173,6 +177,16 @@ def test_publish_refuses_pages_with_paths(run: SimpleNamespace) -> None:
     with pytest.raises(publish.PublishError, match="/home/anna"):
         publish.publish(run.path)
     assert not publish.record_of(run.path).parent.exists()
+
+
+def test_what_is_published_comes_into_the_gallery(run: SimpleNamespace) -> None:
+    (run.path.parent / "notebooks" / "records").mkdir(parents=True)
+    marks = [f"<!-- {name} -->\n\n<!-- end of {name} -->" for name in ("gallery", "scores of 01")]
+    (run.path.parent / "README.md").write_text("\n".join(marks))
+    run.path = run.path.rename(run.path.parent / "notebooks" / run.path.name)
+    assert publish.main(["01"]) == 0
+    text = (run.path.parents[1] / "README.md").read_text()
+    assert "**[Title](notebooks/01_test.ipynb)**" in text and "→ **0.900**" in text.replace("\N{NO-BREAK SPACE}", " ")
 
 
 @pytest.mark.parametrize(

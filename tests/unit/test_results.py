@@ -104,15 +104,23 @@ def test_older_records_are_upgraded_step_by_step(tmp_path: Path, monkeypatch: py
         results.read(tmp_path)
     monkeypatch.setitem(results.UPGRADES, 0, first)
     assert results.read(tmp_path) == record()
-    monkeypatch.setattr(results, "SCHEMA_VERSION", results.SCHEMA_VERSION + 1)
-    monkeypatch.setitem(results.UPGRADES, 1, lambda fields: fields | {"profile": fields["profile"].upper()})
-    assert results.read(tmp_path) == record(schema_version=2, profile="CPU")
+    now = results.SCHEMA_VERSION
+    monkeypatch.setattr(results, "SCHEMA_VERSION", now + 1)
+    monkeypatch.setitem(results.UPGRADES, now, lambda fields: fields | {"profile": fields["profile"].upper()})
+    assert results.read(tmp_path) == record(schema_version=now + 1, profile="CPU")
+
+
+def test_a_record_from_before_trainings_could_be_stopped(tmp_path: Path) -> None:
+    old = json.loads(results.write(tmp_path, record()).read_text(encoding="utf-8"))
+    assert old["resources"].pop("stopped") == []
+    (tmp_path / "results.json").write_text(json.dumps(old | {"schema_version": 1}), encoding="utf-8")
+    assert results.read(tmp_path) == record()
 
 
 @pytest.mark.parametrize(
     ("version", "said"),
     [
-        (results.SCHEMA_VERSION + 1, "written by a newer cookbook .schema version 2; this one reads up to 1"),
+        (results.SCHEMA_VERSION + 1, "written by a newer cookbook .schema version 3; this one reads up to 2"),
         (-1, "schema version -1 is older"),
         ("one", "schema_version: Input should be a valid integer"),
     ],
