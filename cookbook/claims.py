@@ -64,7 +64,7 @@ def quantized_cost(
     claim = "QLoRA trains a little slower than LoRA, with a small loss of quality in some cases"
     n = min(len(quantized), len(plain))
     if n < 3:
-        return results.Claim(claim=claim, verdict=UNMEASURED, evidence="the unquantized arm did not run long enough")
+        return results.Claim(claim=claim, verdict=UNMEASURED, evidence="fewer than three steps were timed in both")
     ratio = float(np.median(np.asarray(quantized[1:n]) / np.asarray(plain[1:n])))
     old, new = np.asarray(plain_loss[:n]), np.asarray(quantized_loss[:n])
     low, high = interval(Score(float(old.mean()), old), Score(float(new.mean()), new))
