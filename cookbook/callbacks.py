@@ -84,6 +84,8 @@ class LiveLoss(TrainerCallback):
         control.should_training_stop |= bool(self.last) and state.global_step >= self.last
         if self._stop and self._stop.pressed and state.global_step < self._end and not control.should_training_stop:
             control.should_training_stop = True
+            control.should_evaluate |= args.eval_strategy == "steps"  # as the trainer does in its last step
+            control.should_save |= args.save_strategy == "steps"
             self.book.stop(self.title, state.global_step, self._end)
             self._stop.say(f"Stopped at step {state.global_step} of {self._end}")
 

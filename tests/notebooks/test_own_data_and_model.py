@@ -102,6 +102,14 @@ def test_own_clauses_with_every_arm(tmp_path: Path) -> None:
     assert record.resources.parameters.trainable == record.resources.parameters.total
 
 
+def test_a_text_that_would_lose_its_answer_is_refused_before_the_model_is_loaded(tmp_path: Path) -> None:
+    given = {"DATA": str(reviews(tmp_path / "clauses.jsonl")), "ON_LONG": "truncate"}
+    parameters = batch.check_parameters(batch.find("02"), {"PROFILE": "smoke", **given})
+    status = batch.run_one(batch.find("02"), tmp_path / "run", parameters)
+    assert status.cell.id == "data"
+    assert "ON_LONG is 'truncate'; use 'error' or 'drop'" in status.error
+
+
 def calls(file: Path, start: int) -> Path:
     """A plain table of recordings and their texts: no keywords, voices or noise; clips of the sample."""
     sample = data.sample("spoken_service")

@@ -15,7 +15,7 @@ from datasets import Dataset
 from IPython.display import Pretty
 from jupyter_client import BlockingKernelClient, KernelManager
 from jupyter_client.kernelspec import KernelSpec
-from transformers import AutoModelForCausalLM, Trainer, TrainerCallback, TrainingArguments
+from transformers import AutoModelForCausalLM, IntervalStrategy, Trainer, TrainerCallback, TrainingArguments
 
 from cookbook import callbacks, ledger
 from cookbook.results import Stopped
@@ -137,6 +137,18 @@ def test_the_button_stops_after_the_step_and_keeps_what_was_learnt(llama: Path, 
     assert book.resources(trainable=1, total=2, artifact=tmp_path).stopped == book.stopped
     assert live._stop.button.description == "Stopped at step 3 of 8" and live._stop.button.disabled
     assert signal.getsignal(signal.SIGINT) is handler
+
+
+def test_the_step_stopped_at_is_measured_and_saved_where_that_goes_by_steps(llama: Path, tmp_path: Path) -> None:
+    live, trainer = make(
+        llama, ledger.Ledger(tmp_path), Press(3, lambda: live._stop.button.click()), interactive=True
+    )
+    for name in ("eval", "save"):
+        setattr(trainer.args, f"{name}_strategy", IntervalStrategy.STEPS)
+        setattr(trainer.args, f"{name}_steps", 5)
+    trainer.train()
+    assert [step for step, _ in live.validation] == [0, 3]
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["checkpoint-3"]
 
 
 def test_an_interrupt_stops_after_the_step_and_only_if_asked_for(llama: Path, tmp_path: Path) -> None:
