@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +19,19 @@ PLACES = ("output_dir", "logging_dir", "run_name", "hub_model_id", "hub_token", 
 WHOLE = ("trainer_state.json", "optimizer.pt", "scheduler.pt")  # the last files of a checkpoint
 
 
-def checkpoint(trainer: Trainer, parameters: Mapping[str, Any]) -> str | None:
+def checkpoint(trainer: Trainer, parameters: Mapping[str, Any], rows: Iterable[Any] | None = None) -> str | None:
     """What to give to `trainer.train(resume_from_checkpoint=…)`: the last checkpoint in its `output_dir`, or None.
 
     Only a checkpoint of the same training counts: the same parameters of the notebook, arguments of the trainer,
     adapter configuration, trained weights (names and shapes) and rows. Others are removed, so a changed recipe
     begins anew. Nothing is resumed where the arguments save no checkpoints.
+
+    Args:
+        rows: what tells the training rows apart, in their order, where reading them would be slow or draw at random;
+            None: the rows themselves.
     """
     folder = Path(trainer.args.output_dir)
-    key = _key(trainer, parameters)
+    key = _key(trainer, parameters, trainer.train_dataset if rows is None else rows)
     same = (folder / KEY).is_file() and json.loads((folder / KEY).read_text(encoding="utf-8")) == key
     if not same:
         shutil.rmtree(folder, ignore_errors=True)
@@ -48,8 +52,8 @@ def checkpoint(trainer: Trainer, parameters: Mapping[str, Any]) -> str | None:
     return found
 
 
-def _key(trainer: Trainer, parameters: Mapping[str, Any]) -> dict[str, Any]:
-    model, rows = trainer.model, trainer.train_dataset
+def _key(trainer: Trainer, parameters: Mapping[str, Any], rows: Iterable[Any]) -> dict[str, Any]:
+    model = trainer.model
     arguments = {k: v for k, v in trainer.args.to_dict().items() if k not in PLACES}
     adapters = {name: config.to_dict() for name, config in getattr(model, "peft_config", {}).items()}
     trained = [(name, list(weight.shape)) for name, weight in model.named_parameters() if weight.requires_grad]
