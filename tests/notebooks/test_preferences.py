@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
-from test_smoke import run
+import torch
+from safetensors.torch import load_file
+from test_smoke import numbers, run
 
 from cookbook import batch, data
 
@@ -43,3 +47,26 @@ def test_other_losses(tmp_path: Path, loss: str) -> None:
     assert record.claims["C7"].verdict == "not measured in this run"
     assert ("copied" in record.details["first_loss"]) == (loss == "ipo")
     assert bool(record.details["kl"]) == (loss == "ipo"), "ORPO keeps no reference to measure the distance to"
+
+
+def test_a_run_killed_in_its_second_training_goes_on_there(tmp_path: Path) -> None:
+    """Neither is begun anew or skipped; KTO's rows, unlike DPO's, do not say which model it starts from."""
+    given = {"LOSS": "kto", "TICKETS": 0, "SHOTS": 0, "EPOCHS": 3.0, "SAVE_STEPS": 2}
+    whole = run(batch.find("05"), tmp_path / "whole", **given)
+    stop, stage = threading.Event(), ""
+
+    def watch(event: dict[str, Any]) -> None:
+        nonlocal stage
+        stage = event.get("stage", stage)
+        if stage == "train: DPO" and event.get("step", 0) >= 3:
+            stop.set()
+
+    parameters = batch.check_parameters(batch.find("05"), {"PROFILE": "smoke", **given})
+    with pytest.raises(KeyboardInterrupt):
+        batch.run_one(batch.find("05"), tmp_path / "stopped", parameters, progress=watch, stop=stop)
+    resumed = run(batch.find("05"), tmp_path / "stopped", **given)
+    assert (tmp_path / "stopped" / "executed.ipynb").read_text().count("resumed from checkpoint-") == 2
+    assert numbers(resumed) == numbers(whole)
+    assert resumed.details["rewards"] == whole.details["rewards"] and resumed.details["kl"] == whole.details["kl"]
+    saved = [load_file(tmp_path / name / "model" / "adapter_model.safetensors") for name in ("whole", "stopped")]
+    assert all(torch.equal(saved[0][name], saved[1][name]) for name in saved[0])
