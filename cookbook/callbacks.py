@@ -169,13 +169,21 @@ class LiveRewards(LiveLoss):
         self.rewards: dict[str, list[tuple[int, float]]] = defaultdict(list)
         super().__init__(*args, **more)
 
+    def on_train_begin(self, args: Any, state: Any, control: Any, **more: Any) -> None:
+        if state.global_step:  # resumed: what was logged before the stop
+            self.rewards.clear()
+            for entry in state.log_history:
+                self._keep(entry["step"], entry)
+        super().on_train_begin(args, state, control, **more)
+
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float], **_: Any) -> None:
+        self._keep(state.global_step, logs)
+        super().on_log(args, state, control, logs)
+
+    def _keep(self, step: int, logs: dict[str, float]) -> None:
         for name, value in logs.items():
             if "rewards/" in name:
-                self.rewards[name.replace("eval_", "eval ").replace("rewards/", "")].append(
-                    (state.global_step, float(value))
-                )
-        super().on_log(args, state, control, logs)
+                self.rewards[name.replace("eval_", "eval ").replace("rewards/", "")].append((step, float(value)))
 
     def _draw(self) -> Any:
         names = {"chosen": "chosen", "rejected": "rejected", "eval chosen": "chosen, validation"}

@@ -48,6 +48,8 @@ def checkpoint(trainer: Trainer, parameters: Mapping[str, Any], rows: Iterable[A
         state = json.loads((Path(found) / "trainer_state.json").read_text(encoding="utf-8"))
         at_end = abs(state["epoch"] - round(state["epoch"])) < 1e-6
         trainer.args.eval_on_start = at_end and trainer.args.eval_strategy.value == "epoch"
+        if state["global_step"] >= state["max_steps"]:  # in the midst of a pass the library would take a step more
+            trainer._run_epoch = lambda **_: None
         print(f"resumed from {Path(found).name}")
     return found
 
