@@ -171,7 +171,7 @@ def weaker_method(scores: Mapping[str, Score], weaker: str, stronger: str, *, se
     """C6 from the scores of two methods on the same rows."""
     claim = f"{weaker} adapters are slightly weaker than {stronger} on hard tasks"
     if not {weaker, stronger} <= set(scores):
-        return results.Claim(claim=claim, verdict=UNMEASURED, evidence="only one of them was trained (COMPARE)")
+        return results.Claim(claim=claim, verdict=UNMEASURED, evidence="not both were trained to their end (COMPARE)")
     low, high = interval(scores[stronger], scores[weaker], seed=seed)
     verdict = "holds" if high < 0 else "does not hold here"
     change = scores[weaker].value - scores[stronger].value

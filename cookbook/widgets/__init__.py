@@ -7,5 +7,6 @@ from cookbook.widgets.exploring import explore
 from cookbook.widgets.labelling import label
 from cookbook.widgets.planning import plan
 from cookbook.widgets.stopping import StopButton
+from cookbook.widgets.switching import switch
 
-__all__ = ["StopButton", "ask", "browse", "choose", "explore", "hear", "label", "plan"]
+__all__ = ["StopButton", "ask", "browse", "choose", "explore", "hear", "label", "plan", "switch"]
