@@ -64,7 +64,9 @@ def quantized_cost(
     """
     n = min(len(quantized), len(plain))
     if n < 3:
-        return results.Claim(claim=QUANTIZED, verdict=UNMEASURED, evidence="fewer than three steps were timed in both")
+        return results.Claim(
+            claim=QUANTIZED, verdict=UNMEASURED, evidence="fewer than three steps were timed in both"
+        )
     ratio = float(np.median(np.asarray(quantized[1:n]) / np.asarray(plain[1:n])))
     old, new = np.asarray(plain_loss[:n]), np.asarray(quantized_loss[:n])
     low, high = interval(Score(float(old.mean()), old), Score(float(new.mean()), new))

@@ -129,7 +129,7 @@ def check_parameters(
         ("MODEL", _model),
         ("DATA", _data),
         ("GENERAL", _data),
-        ("ADAPTER", lora_folder),
+        ("ADAPTER", _adapter),
         ("OUTPUT_DIR", _place),
     ):
         if name in known and isinstance(every[name], str) and (name in values or name == "PROFILE"):
@@ -216,8 +216,8 @@ def _place(value: str, *_: Any) -> str:
     return os.path.abspath(os.path.expanduser(value)) if value else value
 
 
-def lora_folder(value: str, *_: Any) -> str:
-    """The absolute path of a LoRA adapter's folder; nothing for nothing. Raises RequestError: there is none in it."""
+def _adapter(value: str, *_: Any) -> str:
+    """The absolute path of a LoRA adapter's folder."""
     if not value:
         return value
     file = Path(value).expanduser() / "adapter_config.json"
