@@ -161,9 +161,10 @@ def forgets_less(claim: str, full: ProbeResult, others: Mapping[str, ProbeResult
         changes = forgetting(full, probe, seed=seed)
         better, worse = ([c.probe for c in changes if c.verdict == v] for v in ("improved", "worse"))
         found.append(bool(better) and not worse)
+        moved = [f"{c.probe} {c.change:+.2f} [{c.ci95[0]:+.2f}, {c.ci95[1]:+.2f}]" for c in changes]
         parts.append(
             f"{name} keeps more of {', '.join(better) or 'nothing'}, less of {', '.join(worse) or 'nothing'} "
-            f"(prose perplexity {probe.perplexity:.1f} against {full.perplexity:.1f})"
+            f"({name} minus full, 95 % intervals: {', '.join(moved)})"
         )
     verdict = "holds" if all(found) else "holds in part" if any(found) else "does not hold here"
     return results.Claim(claim=claim, verdict=verdict, evidence="; ".join(parts))

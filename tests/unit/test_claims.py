@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -127,7 +128,9 @@ def probe(knowledge: float, nats: float) -> ProbeResult:
 
 def test_forgets_less() -> None:
     full, kept, lost = probe(0.3, 4.0), probe(0.9, 3.0), probe(0.1, 5.0)
-    assert claims.forgets_less("x", full, {"lora": kept}).verdict == "holds"
+    claim = claims.forgets_less("x", full, {"lora": kept})
+    assert claim.verdict == "holds"
+    assert re.search(r"lora minus full, 95 % intervals: .*perplexity -\d+\.\d\d \[-\d+\.\d\d, -\d+", claim.evidence)
     assert claims.forgets_less("x", full, {"frozen": kept, "gradual": lost}).verdict == "holds in part"
     assert claims.forgets_less("x", full, {"lora": lost}).verdict == "does not hold here"
     assert claims.forgets_less("x", full, {"lora": full}).verdict == "does not hold here"
