@@ -15,8 +15,8 @@ def choose() -> ipywidgets.VBox:
         question.name: ipywidgets.Dropdown(
             options=[(label, value) for value, label in question.options.items()],
             description=question.text,
-            style={"description_width": "24em"},
-            layout={"width": "46em", "max_width": "100%"},
+            style={"description_width": "28em"},
+            layout={"width": "52em", "max_width": "100%"},
         )
         for question in choosing.QUESTIONS
     }
