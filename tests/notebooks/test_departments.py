@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import re
-import threading
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
 from test_own_data_and_model import reviews, tiny
-from test_smoke import numbers, run
+from test_smoke import cut_off, numbers, run
 
 from cookbook import batch
 
@@ -27,16 +25,8 @@ def test_a_stopped_run_trains_no_department_twice(tmp_path: Path) -> None:
     given = {"DATA": str(tmp_path / "all"), "MODEL": str(model), "ALLOW_LEAKAGE": True, "EPOCHS": 20.0}
     given |= {"SAVE_STEPS": 4}  # of two steps a pass
     whole = run(batch.find("03"), tmp_path / "whole", **given)
-    stop, stages = threading.Event(), []
-
-    def watch(event: dict[str, Any]) -> None:
-        stages.append(event.get("stage"))
-        if "train: lora, sales" in stages and event.get("step", 0) >= 9:
-            stop.set()
-
-    parameters = batch.check_parameters(batch.find("03"), {"PROFILE": "smoke", **given})
-    with pytest.raises(KeyboardInterrupt):
-        batch.run_one(batch.find("03"), tmp_path / "stopped", parameters, progress=watch, stop=stop)
+    second_training = "train: lora, sales"
+    cut_off(batch.find("03"), tmp_path / "stopped", lambda at, step: at == second_training and step >= 9, **given)
     resumed = run(batch.find("03"), tmp_path / "stopped", **given)
     executed = (tmp_path / "stopped" / "executed.ipynb").read_text()
     first, second = map(int, re.findall(r"resumed from checkpoint-(\d+)", executed))

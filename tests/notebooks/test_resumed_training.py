@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from test_own_data_and_model import reviews
-from test_smoke import numbers, run
+from test_smoke import cut_off, numbers, run
 
 from cookbook import batch
 
@@ -36,15 +35,7 @@ def test_a_cut_off_run_ends_like_an_uninterrupted_one(
         given["DATA"] = str(reviews(tmp_path / "clauses.jsonl"))
     whole = run(notebook, tmp_path / "whole", **given)
     assert not whole.resources.stopped and not (tmp_path / "whole" / "checkpoints").exists()
-    stop = threading.Event()
-
-    def watch(event: dict[str, Any]) -> None:
-        if event.get("step", 0) >= step:
-            stop.set()
-
-    parameters = batch.check_parameters(notebook, {"PROFILE": "smoke", **given})
-    with pytest.raises(KeyboardInterrupt):
-        batch.run_one(notebook, tmp_path / "cut", parameters, progress=watch, stop=stop)
+    cut_off(notebook, tmp_path / "cut", lambda _, at: at >= step, **given)
     assert list((tmp_path / "cut" / "checkpoints").glob("checkpoint-*"))
     resumed = run(notebook, tmp_path / "cut", **given)
     assert "resumed from checkpoint-" in (tmp_path / "cut" / "executed.ipynb").read_text(encoding="utf-8")

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import threading
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import nbformat
 import pytest
@@ -20,6 +23,21 @@ def run(path: Path, folder: Path, **given: object) -> results.Results:
     status = batch.run_one(path, folder, parameters, timeout=900)
     assert status.status == "ok", f"{status.error} (cell {status.cell})"
     return results.read(folder)
+
+
+def cut_off(path: Path, folder: Path, when: Callable[[str, int], bool], **given: object) -> None:
+    """The same, killed as soon as `when(stage, step)` holds of its progress."""
+    stop, stage = threading.Event(), ""
+
+    def watch(event: dict[str, Any]) -> None:
+        nonlocal stage
+        stage = event.get("stage", stage)
+        if when(stage, event.get("step", 0)):
+            stop.set()
+
+    parameters = batch.check_parameters(path, {"PROFILE": "smoke", **given})
+    with pytest.raises(KeyboardInterrupt):
+        batch.run_one(path, folder, parameters, progress=watch, stop=stop)
 
 
 def numbers(record: results.Results) -> dict:

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-import threading
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
 from test_own_data_and_model import reviews, tiny
-from test_smoke import numbers, run
+from test_smoke import cut_off, numbers, run
 
 from cookbook import batch
 
@@ -55,15 +53,7 @@ def test_a_stopped_run_ends_like_an_uninterrupted_one(tmp_path: Path) -> None:
     """Killed in mid-training and begun again: the same losses, scores and weights, from its checkpoint."""
     given = {"METHOD": "lora", "TOKENS": 5000, "SAVE_STEPS": 2}
     whole = run(batch.find("19b"), tmp_path / "whole", **given)
-    stop = threading.Event()
-
-    def watch(event: dict[str, Any]) -> None:
-        if event.get("step", 0) >= 3:
-            stop.set()
-
-    parameters = batch.check_parameters(batch.find("19b"), {"PROFILE": "smoke", **given})
-    with pytest.raises(KeyboardInterrupt):
-        batch.run_one(batch.find("19b"), tmp_path / "stopped", parameters, progress=watch, stop=stop)
+    cut_off(batch.find("19b"), tmp_path / "stopped", lambda _, step: step >= 3, **given)
     assert list((tmp_path / "stopped" / "checkpoints").glob("checkpoint-*"))
     resumed = run(batch.find("19b"), tmp_path / "stopped", **given)
     executed = (tmp_path / "stopped" / "executed.ipynb").read_text()

@@ -334,7 +334,7 @@ def test_the_rows_are_those_of_01(notebook: Any) -> None:
 def test_the_rows_are_those_of_02(notebook: Any) -> None:
     names = cells("02", notebook("02", EPOCHS=2.0), "obligations", "corpus", "split", "data")
     names["label"], names["epochs"] = next(iter(names["splits"].schema.labels), None), names["EPOCHS"]
-    cells("02", names, "trainer:\n\n\ndef recipe")
+    cells("02", names, "order")
     (found,) = training_sets.of_recipe(recipes.find("02"), names["given"])
     assert plain(found.rows["train"]) == list(names["train_rows"]) and found.in_order
     for split in ("validation", "test"):
