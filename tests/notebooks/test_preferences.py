@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
-from test_smoke import run
+import torch
+from safetensors.torch import load_file
+from test_smoke import numbers, run
 
-from cookbook import batch, data
+from cookbook import batch, data, results
 
 pytestmark = [pytest.mark.model, pytest.mark.xdist_group("smoke")]
 
@@ -25,14 +29,21 @@ def labels(file: Path) -> Path:
     return file
 
 
-def test_labels_of_two_people_and_kto(tmp_path: Path) -> None:
-    file = labels(tmp_path / "labels.jsonl")
-    record = run(batch.find("05"), tmp_path / "run", DATA=str(file), LOSS="kto")
+@pytest.fixture(scope="module")
+def labelled(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Path, results.Results]:
+    """A run on such labels: its parameters, its folder, its record."""
+    folder = tmp_path_factory.mktemp("labelled")
+    given = {"DATA": str(labels(folder / "labels.jsonl")), "LOSS": "kto", "EPOCHS": 3.0}
+    return given, folder / "run", run(batch.find("05"), folder / "run", **given)
+
+
+def test_labels_of_two_people_and_kto(labelled: tuple[dict[str, Any], Path, results.Results]) -> None:
+    _, folder, record = labelled
     assert record.data.source == "labels.jsonl"
     assert record.data.train + record.data.validation + record.data.test <= 54
     assert record.model.technique == "SFT + KTO"
     assert "intent_accuracy" not in record.metrics, "the tickets belong to the sample's shop"
-    executed = (tmp_path / "run" / "executed.ipynb").read_text()
+    executed = (folder / "executed.ipynb").read_text()
     assert "one and two agree on 90% of 60 pairs" in executed
 
 
@@ -43,3 +54,28 @@ def test_other_losses(tmp_path: Path, loss: str) -> None:
     assert record.claims["C7"].verdict == "not measured in this run"
     assert ("copied" in record.details["first_loss"]) == (loss == "ipo")
     assert bool(record.details["kl"]) == (loss == "ipo"), "ORPO keeps no reference to measure the distance to"
+
+
+def test_a_run_killed_in_its_second_training_goes_on_there(
+    labelled: tuple[dict[str, Any], Path, results.Results], tmp_path: Path
+) -> None:
+    """Neither is begun anew or skipped, and all ends as in the run that saved nothing."""
+    given, folder, whole = labelled
+    given = given | {"SAVE_STEPS": 2}
+    stop, stage = threading.Event(), ""
+
+    def watch(event: dict[str, Any]) -> None:
+        nonlocal stage
+        stage = event.get("stage", stage)
+        if stage == "train: DPO" and event.get("step", 0) >= 3:
+            stop.set()
+
+    parameters = batch.check_parameters(batch.find("05"), {"PROFILE": "smoke", **given})
+    with pytest.raises(KeyboardInterrupt):
+        batch.run_one(batch.find("05"), tmp_path, parameters, progress=watch, stop=stop)
+    resumed = run(batch.find("05"), tmp_path, **given)
+    assert (tmp_path / "executed.ipynb").read_text().count("resumed from checkpoint-") == 2
+    assert numbers(resumed) == numbers(whole)
+    assert resumed.details["rewards"] == whole.details["rewards"] and resumed.details["kl"] == whole.details["kl"]
+    saved = [load_file(run_dir / "model" / "adapter_model.safetensors") for run_dir in (folder, tmp_path)]
+    assert all(torch.equal(saved[0][name], saved[1][name]) for name in saved[0])

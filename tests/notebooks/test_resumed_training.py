@@ -1,4 +1,4 @@
-"""Notebook 02 cut off in mid-training and begun again: from a checkpoint to the very same end."""
+"""Notebooks 01 and 02 cut off in mid-training and begun again: from a checkpoint to the very same end."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize(
     ("recipe", "step", "given"),
     [
+        ("01", 5, {"EPOCHS": 3.0, "COMPARE_STEPS": 0}),  # in the second pass
         ("02", 5, {"EPOCHS": 4.0, "SHOTS": 0, "ALLOW_LEAKAGE": True}),  # after an evaluation, before the next
     ],
 )

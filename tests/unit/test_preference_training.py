@@ -15,9 +15,10 @@ import trl
 from conftest import TEXTS, chat
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
+from test_resume import StopAt
 from trl.trainer.utils import use_adapter
 
-from cookbook import callbacks, checks, claims, logprobs, models, plots, recipes
+from cookbook import callbacks, checks, claims, logprobs, models, plots, recipes, resume
 from cookbook.ledger import Ledger
 
 ANSWERS = ["Hello Anna, we ask the carrier.", "No.", "Sorry about the mug!", "Yes: tomorrow at noon"]
@@ -38,7 +39,7 @@ def defined(loss: str, beta: float, tail: float, policy: Any, tokenizer: Any) ->
     names |= {"profile": SimpleNamespace(device="cpu"), "models": models, "torch": torch, "logprobs": logprobs}
     names |= {"policy": policy, "tokenizer": tokenizer}
     names["sft"] = SimpleNamespace(accelerator=SimpleNamespace(autocast=nullcontext))
-    exec("\n".join([cells["loss"], cells["dpo-trainer"], cells["pairs-rows"].split("\n\n\ndef alike")[0]]), names)
+    exec("\n".join(cells[name] for name in ("loss", "pairs-rows", "answer-tokens", "dpo-trainer")), names)
     return names
 
 
@@ -60,14 +61,21 @@ def nudge(model: Any, scale: float) -> None:
 
 
 def trainer(
-    folder: Path, out: Path, loss: str = "sigmoid", beta: float = 0.1, weight: float = 0.0, tail: float = 1.0
+    folder: Path,
+    out: Path,
+    loss: str = "sigmoid",
+    beta: float = 0.1,
+    weight: float = 0.0,
+    tail: float = 1.0,
+    **more: Any,
 ) -> Any:
     model, tokenizer = policy(folder)
     names = defined(loss, beta, tail, model, tokenizer)
     both = {"loss_type": [loss, "sft"], "loss_weights": [1.0, weight]} if weight else {"loss_type": [loss]}
     args = trl.DPOConfig(
         output_dir=str(out), use_cpu=True, bf16=False, gradient_checkpointing=False, report_to="none", beta=beta,
-        ld_alpha=tail, num_train_epochs=1, per_device_train_batch_size=2, logging_steps=1, disable_tqdm=True, **both,
+        ld_alpha=tail, per_device_train_batch_size=2, logging_steps=1, disable_tqdm=True,
+        **both | {"num_train_epochs": 1} | more,
     )  # fmt: skip
     rows = names["with_reference"]([dict(row) for row in ROWS])
     return names["AnswerDPO"](model, args=args, train_dataset=rows, processing_class=tokenizer)
@@ -172,6 +180,39 @@ def test_training_moves_the_policy_and_not_the_reference(llama: Path, tmp_path: 
             made.model, lambda: use_adapter(made.model, "ref"), made.processing_class, prompts, ANSWERS
         )
     assert far > 1e-4
+
+
+def test_a_resumed_training_ends_like_an_uninterrupted_one(llama: Path, tmp_path: Path) -> None:
+    """Killed in the midst of it, and once more after its last step, which does not end a pass over the rows."""
+
+    def made(folder: str) -> Any:
+        several = {"num_train_epochs": 2.5, "learning_rate": 1e-2, "save_strategy": "steps", "save_steps": 2}
+        torch.manual_seed(0)
+        new = trainer(llama, tmp_path / folder, weight=1.0, **several)
+        new.precompute_ref_logps = True  # as in the notebook: the stored numbers are the reference
+        new.add_callback(callbacks.LiveRewards(Ledger(tmp_path), "Rewards"))
+        return new
+
+    def ended(new: Any) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+        new.train(resume_from_checkpoint=resume.checkpoint(new, {}))
+        assert new.state.global_step == 5
+        return {n: p.detach().clone() for n, p in new.model.named_parameters() if "lora" in n}, live(new).rewards
+
+    def live(new: Any) -> callbacks.LiveRewards:
+        return next(c for c in new.callback_handler.callbacks if isinstance(c, callbacks.LiveRewards))
+
+    whole, rewards = ended(made("whole"))
+    assert len(rewards["margins"]) == 5
+    killed = made("stopped")
+    killed.add_callback(StopAt(3))
+    with pytest.raises(KeyboardInterrupt):
+        killed.train(resume_from_checkpoint=resume.checkpoint(killed, {}))
+    for last in (2, 5):
+        resumed = made("stopped")
+        assert str(resume.checkpoint(resumed, {})).endswith(f"checkpoint-{last}")
+        weights, again = ended(resumed)
+        assert weights.keys() == whole.keys() and all(torch.equal(weights[n], whole[n]) for n in whole)
+        assert again == rewards
 
 
 def test_log_probabilities_of_answers(llama: Path) -> None:
