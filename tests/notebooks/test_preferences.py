@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from test_smoke import numbers, run
+from test_smoke import cut_off, numbers, run
 
 from cookbook import batch, data, results
 
@@ -62,17 +61,7 @@ def test_a_run_killed_in_its_second_training_goes_on_there(
     """Neither is begun anew or skipped, and all ends as in the run that saved nothing."""
     given, folder, whole = labelled
     given = given | {"SAVE_STEPS": 2}
-    stop, stage = threading.Event(), ""
-
-    def watch(event: dict[str, Any]) -> None:
-        nonlocal stage
-        stage = event.get("stage", stage)
-        if stage == "train: DPO" and event.get("step", 0) >= 3:
-            stop.set()
-
-    parameters = batch.check_parameters(batch.find("05"), {"PROFILE": "smoke", **given})
-    with pytest.raises(KeyboardInterrupt):
-        batch.run_one(batch.find("05"), tmp_path, parameters, progress=watch, stop=stop)
+    cut_off(batch.find("05"), tmp_path, lambda stage, step: stage == "train: DPO" and step >= 3, **given)
     resumed = run(batch.find("05"), tmp_path, **given)
     assert (tmp_path / "executed.ipynb").read_text().count("resumed from checkpoint-") == 2
     assert numbers(resumed) == numbers(whole)
