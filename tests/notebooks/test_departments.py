@@ -13,7 +13,7 @@ from test_smoke import cut_off, numbers, run
 
 from cookbook import batch
 
-pytestmark = [pytest.mark.model, pytest.mark.xdist_group("smoke")]
+pytestmark = pytest.mark.model
 
 
 def test_a_stopped_run_trains_no_department_twice(tmp_path: Path) -> None:

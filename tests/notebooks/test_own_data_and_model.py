@@ -11,7 +11,7 @@ from test_smoke import run as smoke_run
 
 from cookbook import assets, batch, data, results
 
-pytestmark = [pytest.mark.model, pytest.mark.xdist_group("smoke")]
+pytestmark = pytest.mark.model
 
 
 def run(folder: Path, **given: object) -> results.Results:

@@ -13,7 +13,8 @@ from test_smoke import cut_off, numbers, run
 
 from cookbook import batch, data, results
 
-pytestmark = [pytest.mark.model, pytest.mark.xdist_group("smoke")]
+pytestmark = pytest.mark.model
+one_worker = pytest.mark.xdist_group("labelled")
 
 
 def labels(file: Path) -> Path:
@@ -36,6 +37,7 @@ def labelled(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], 
     return given, folder / "run", run(batch.find("05"), folder / "run", **given)
 
 
+@one_worker
 def test_labels_of_two_people_and_kto(labelled: tuple[dict[str, Any], Path, results.Results]) -> None:
     _, folder, record = labelled
     assert record.data.source == "labels.jsonl"
@@ -55,6 +57,7 @@ def test_other_losses(tmp_path: Path, loss: str) -> None:
     assert bool(record.details["kl"]) == (loss == "ipo"), "ORPO keeps no reference to measure the distance to"
 
 
+@one_worker
 def test_a_run_killed_in_its_second_training_goes_on_there(
     labelled: tuple[dict[str, Any], Path, results.Results], tmp_path: Path
 ) -> None:

@@ -51,13 +51,15 @@ def numbers(record: results.Results) -> dict:
     }
 
 
-@pytest.fixture(scope="module", params=NOTEBOOKS, ids=lambda p: p.stem)
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(p, id=p.stem, marks=pytest.mark.xdist_group(p.stem)) for p in NOTEBOOKS],  # one worker each
+)
 def ran(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Ran:
     folder = tmp_path_factory.mktemp(request.param.stem)
     return request.param, folder, run(request.param, folder)
 
 
-@pytest.mark.xdist_group("smoke")
 @pytest.mark.model
 class TestSmoke:
     def test_record_and_files(self, ran: Ran) -> None:

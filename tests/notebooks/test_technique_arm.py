@@ -13,7 +13,7 @@ from test_smoke import cut_off, numbers, run
 
 from cookbook import batch
 
-pytestmark = [pytest.mark.model, pytest.mark.xdist_group("smoke")]
+pytestmark = pytest.mark.model
 
 
 def test_a_choice_reads_no_test_row_and_saves_nothing(tmp_path: Path) -> None:
