@@ -1,4 +1,4 @@
-"""The static site (`make site`): README.md, all notebooks with their committed outputs, and the data cards."""
+"""The static site (`make site`): README.md, all notebooks with their committed outputs, comparisons, data cards."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ project = "Fine-tuning cookbook"
 html_title = project
 extensions = ["myst_nb"]
 root_doc = "README"
-include_patterns = ["README.md", "notebooks/*.ipynb", "data_samples/*/README.md"]
+include_patterns = ["README.md", "notebooks/*.ipynb", "notebooks/records/*/*.md", "data_samples/*/README.md"]
 exclude_patterns = [".*", "runs", "site", "tests"]
 nb_execution_mode = "off"  # what is shown is what is committed
 myst_enable_extensions = ["html_image"]
@@ -25,6 +25,13 @@ CONTENTS = """
 :hidden:
 :glob:
 notebooks/*
+```
+
+```{toctree}
+:caption: Comparisons
+:hidden:
+:glob:
+notebooks/records/*/*
 ```
 
 ```{toctree}
