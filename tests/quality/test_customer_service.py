@@ -22,7 +22,7 @@ def test_format(record: results.Results) -> None:
 
 def test_intent(record: results.Results) -> None:
     intent = record.metrics["intent_accuracy"]
-    assert intent.after >= 0.80  # 0.90 and 0.85 on two processors, whose sums round differently
+    assert intent.after >= 0.85  # 0.896 and 0.854 on two processors, whose sums round differently
     assert intent.change >= 0.5
     assert intent.ci95[0] > 0
     assert intent.verdict == "improved"
