@@ -1,0 +1,359 @@
+"""Layers that train faster and keep less on a CPU: the same results, fewer passes over memory."""
+
+from __future__ import annotations
+
+import copy
+import ctypes
+import platform
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from types import FunctionType
+from typing import Any, NamedTuple
+
+import torch
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.activations import SiLUActivation
+from transformers.masking_utils import eager_mask
+from transformers.models.llama import modeling_llama
+
+PLAIN = "fused_plain"  # the attention below, as transformers calls it
+LOSS_ROWS = 128  # positions whose scores over the vocabulary are held in fp32 at once
+SILU = (SiLUActivation, torch.nn.SiLU)
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's mallopt
+KEPT_BYTES = 1 << 30  # blocks up to here, and so much at the heap's end, are not given back
+
+
+class Fused(NamedTuple):
+    """How many layers compute by this module inside `layers`; `attention` says whether the model's does."""
+
+    lora: int
+    norms: int
+    gates: int
+    attention: bool
+
+
+@contextmanager
+def layers(model: torch.nn.Module) -> Iterator[Fused]:
+    """Inside this block a model on a CPU trains with fewer passes over memory, by the same formulas.
+
+    - LoRA: base product, adapter's product and their sum in three matrix products, forward and backward, and
+      nothing kept but the input and the adapter's inner vector. PEFT's layer makes and keeps casts of both.
+    - Frozen RMS norms keep their input and one number a token, gated feed-forward parts keep no activation.
+    - Plain (`eager`) attention reads grouped keys and values without repeating them, and keeps its matrix once.
+
+    Replaced is only what is known: PEFT's plain LoRA without dropout on linear layers, 4-bit ones among them, and
+    classes whose code is that of transformers' Llama. Everything else, and everything on a GPU, stays as it is.
+    A layer asked for something special (adapters off, merged, mixed in one batch) answers by its own code.
+
+    Yields:
+        What was replaced.
+    """
+    found: dict[torch.nn.Module, Callable[..., torch.Tensor]] = {}
+    kinds = {"lora": 0, "norms": 0, "gates": 0}
+    for module in model.modules() if _on_cpu(model) else ():
+        for kind, (fits, forward) in _KINDS.items():
+            if "forward" not in vars(module) and fits(module):
+                found[module] = partial(forward, module)
+                kinds[kind] += 1
+    plain = _attention_owner(model) if found else None
+    try:
+        for module, forward in found.items():
+            module.forward = forward
+        if plain is not None:
+            plain.set_attn_implementation(PLAIN)
+        yield Fused(**kinds, attention=plain is not None)
+    finally:
+        for module in found:
+            del module.forward
+        if plain is not None:
+            plain.set_attn_implementation("eager")
+
+
+def nats(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Cross entropy in nats, summed over positions, computed in fp32 for a few positions at a time.
+
+    Args:
+        logits: (positions, vocabulary), of any floating type; their gradient has the same.
+        targets: (positions,), each an index into the vocabulary.
+    """
+    return _Nats.apply(logits, targets)
+
+
+def keep_memory() -> bool:
+    """Let this process keep freed memory for its next step instead of giving it back; whether that is possible.
+
+    Large tensors are otherwise mapped anew in every step, and the system clears each page at its first touch. Only
+    glibc can be told so. `ledger.release_memory` still gives back all that is free.
+    """
+    if platform.libc_ver()[0] != "glibc":
+        return False
+    libc = ctypes.CDLL(None)
+    return all(libc.mallopt(option, KEPT_BYTES) for option in (M_MMAP_THRESHOLD, M_TRIM_THRESHOLD))
+
+
+# LoRA
+
+
+def _plain_lora(module: torch.nn.Module) -> bool:
+    if not type(module).__module__.startswith("peft.tuners.lora") or not hasattr(module, "get_base_layer"):
+        return False
+    base = module.get_base_layer()
+    if type(base) is not torch.nn.Linear and not _four_bit(base):
+        return False
+    if base.weight.requires_grad or "forward" in vars(base) or base._forward_hooks or base._forward_pre_hooks:
+        return False
+    return all(_plain_adapter(module, name) for name in module.active_adapters)
+
+
+def _plain_adapter(module: Any, name: str) -> bool:
+    """LoRA itself, or nothing, under this name: no dropout, no variant, no bias, no hooks."""
+    if name not in module.lora_A:
+        return True
+    pair = module.lora_A[name], module.lora_B[name]
+    return (
+        isinstance(module.lora_dropout[name], torch.nn.Identity)
+        and name not in module.lora_variant
+        and all(type(part) is torch.nn.Linear and part.bias is None and not part._forward_hooks for part in pair)
+    )
+
+
+def _four_bit(base: torch.nn.Module) -> bool:
+    packed = getattr(base.weight, "quant_state", None)
+    return (
+        type(base).__module__.startswith("bitsandbytes")
+        and packed is not None
+        and not getattr(packed, "packing_format_for_cpu", False)
+    )
+
+
+def _lora_forward(module: Any, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+    names = [name for name in module.active_adapters if name in module.lora_A]
+    if args or kwargs or module.disable_adapters or module.merged or len(names) != 1:
+        return type(module).forward(module, x, *args, **kwargs)
+    (name,), base = names, module.get_base_layer()
+    dtype = _product_type(base, x)
+    weight = partial(_unpacked, base, dtype) if _four_bit(base) else base.weight
+    a, b = module.lora_A[name].weight, module.lora_B[name].weight
+    out = _Lora.apply(x.to(dtype), weight, base.bias, a, b, module.scaling[name])
+    return out if torch.is_autocast_enabled(x.device.type) else out.to(x.dtype)
+
+
+def _product_type(base: torch.nn.Module, x: torch.Tensor) -> torch.dtype:
+    if torch.is_autocast_enabled(x.device.type):
+        return torch.get_autocast_dtype(x.device.type)
+    return (getattr(base, "compute_dtype", None) or x.dtype) if _four_bit(base) else base.weight.dtype
+
+
+def _unpacked(base: Any, dtype: torch.dtype) -> torch.Tensor:
+    from bitsandbytes.functional import dequantize_4bit
+
+    state = copy.copy(base.weight.quant_state)
+    state.dtype = dtype  # straight to the type of the product, as bitsandbytes does
+    return dequantize_4bit(base.weight.data, state)
+
+
+class _Lora(Function):
+    """y = x W' + bias + s (x A') B': W (out, in) frozen, A (rank, in) and B (out, rank) trained (Hu et al. 2021).
+
+    `weight` is W, or a function that unpacks it: then it is unpacked for each product and not kept.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Any, weight: Any, bias: Any, a: Any, b: Any, scale: float) -> torch.Tensor:
+        rows = x.reshape(-1, x.shape[-1])
+        w, low, up = _as(weight, x.dtype), a.to(x.dtype), b.to(x.dtype)
+        inner = rows @ low.t()
+        out = rows @ w.t() if bias is None else torch.addmm(bias.to(x.dtype), rows, w.t())
+        out.addmm_(inner, up.t(), alpha=scale)
+        ctx.save_for_backward(x, inner, a, b)
+        ctx.weight, ctx.scale = weight, scale
+        return out.view(*x.shape[:-1], -1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[Any, ...]:
+        x, inner, a, b = ctx.saved_tensors
+        grad = grad.to(x.dtype).reshape(-1, grad.shape[-1])
+        down = grad @ b.to(x.dtype)
+        down *= ctx.scale
+        grad_x = grad_a = grad_b = None
+        if ctx.needs_input_grad[0]:
+            grad_x = (grad @ _as(ctx.weight, x.dtype)).addmm_(down, a.to(x.dtype)).view(x.shape)
+        if ctx.needs_input_grad[3]:
+            grad_a = (down.t() @ x.reshape(-1, x.shape[-1])).to(a.dtype)
+        if ctx.needs_input_grad[4]:
+            grad_b = (grad.t() @ inner).to(b.dtype).mul_(ctx.scale)
+        return grad_x, None, None, grad_a, grad_b, None
+
+
+def _as(weight: Any, dtype: torch.dtype) -> torch.Tensor:
+    return weight.to(dtype) if isinstance(weight, torch.Tensor) else weight()
+
+
+# Norms and gated feed-forward parts, where their code is Llama's
+
+
+def _same_code(one: Any, other: FunctionType) -> bool:
+    """Whether two functions compute the same: the same instructions on the same names and numbers."""
+    if not isinstance(one, FunctionType):
+        return False
+    a, b = one.__code__, other.__code__
+    return (a.co_code, a.co_names, a.co_consts) == (b.co_code, b.co_names, b.co_consts)
+
+
+def _frozen_norm(module: torch.nn.Module) -> bool:
+    return _same_code(type(module).forward, modeling_llama.LlamaRMSNorm.forward) and not module.weight.requires_grad
+
+
+def _norm_forward(module: Any, x: torch.Tensor) -> torch.Tensor:
+    return _RMSNorm.apply(x, module.weight, module.variance_epsilon)
+
+
+class _RMSNorm(Function):
+    """y = w x / sqrt(mean(x²) + eps) with w frozen (Zhang and Sennrich 2019); mean and quotient in fp32."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+        size = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
+        inverse = size.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+        ctx.save_for_backward(x, inverse, weight)
+        return weight * (x * inverse).to(x.dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[Any, ...]:
+        x, inverse, weight = ctx.saved_tensors
+        grad = (grad * weight).float()
+        shared = torch.linalg.vecdot(grad, x.float()).unsqueeze(-1)
+        shared.mul_(inverse.square()).div_(-x.shape[-1])
+        return torch.addcmul(grad, x, shared).mul_(inverse).to(x.dtype), None, None
+
+
+def _gated(module: torch.nn.Module) -> bool:
+    return _same_code(type(module).forward, modeling_llama.LlamaMLP.forward) and isinstance(module.act_fn, SILU)
+
+
+def _gated_forward(module: Any, x: torch.Tensor) -> torch.Tensor:
+    return module.down_proj(_Gate.apply(module.gate_proj(x), module.up_proj(x)))
+
+
+class _Gate(Function):
+    """y = silu(gate) * up (Shazeer 2020): silu(gate) is computed again in the backward and not kept."""
+
+    @staticmethod
+    def forward(ctx: Any, gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(gate, up)
+        return torch.nn.functional.silu(gate).mul_(up)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        gate, up = ctx.saved_tensors
+        to_up = torch.nn.functional.silu(gate).mul_(grad)
+        return torch.ops.aten.silu_backward(grad * up, gate), to_up
+
+
+_KINDS = {
+    "lora": (_plain_lora, _lora_forward),
+    "norms": (_frozen_norm, _norm_forward),
+    "gates": (_gated, _gated_forward),
+}
+
+
+# Attention
+
+
+def _attention_owner(model: Any) -> Any:
+    """The transformers model inside `model`, if it uses plain attention and all its attention is Llama's."""
+    owner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    config = getattr(owner, "config", None)
+    if getattr(config, "_attn_implementation", None) != "eager" or getattr(config, "attention_dropout", 0.0):
+        return None
+    homes = {sys.modules[type(m).__module__] for m in owner.modules() if type(m).__name__.endswith("Attention")}
+    eager = [getattr(home, "eager_attention_forward", None) for home in homes]
+    known = eager and all(_same_code(function, modeling_llama.eager_attention_forward) for function in eager)
+    return owner if known else None
+
+
+def _attend(
+    module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None,
+    scaling: float, dropout: float = 0.0, **_: Any,
+) -> tuple[torch.Tensor, None]:  # fmt: skip
+    """Attention as transformers asks for it; query (rows, heads, tokens, size), keys with fewer heads or as many."""
+    if torch.is_autocast_enabled(query.device.type):
+        dtype = torch.get_autocast_dtype(query.device.type)
+        query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
+    out = _Attention.apply(query, key, value, mask, scaling)
+    return out.transpose(1, 2).contiguous(), None
+
+
+class _Attention(Function):
+    """softmax(q k' s + mask) v; the queries of a group are rows of one product with their shared key.
+
+    q (rows, heads, tokens, size), k and v (rows, groups, tokens, size), mask (rows or 1, 1, tokens, tokens).
+    """
+
+    @staticmethod
+    def forward(ctx: Any, q: Any, k: Any, v: Any, mask: Any, scale: float) -> torch.Tensor:
+        rows, heads, tokens, size = q.shape
+        groups, reads = k.shape[1:3]
+        q, k, v = q.reshape(rows, groups, -1, size), k.contiguous(), v.contiguous()
+        scores = torch.matmul(q, k.transpose(2, 3)).mul_(scale)
+        if mask is not None:
+            by_head = scores.view(rows, groups, heads // groups, tokens, reads)
+            by_head += mask[:, :, None].to(scores.dtype)
+        shares = torch.softmax(scores, dim=-1)
+        ctx.save_for_backward(q, k, v, shares)
+        ctx.scale = scale
+        return torch.matmul(shares, v).view(rows, heads, tokens, size)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[Any, ...]:
+        q, k, v, shares = ctx.saved_tensors
+        heads_shape = grad.shape
+        grad = grad.reshape(q.shape[:3] + grad.shape[-1:])
+        to_v = torch.matmul(shares.transpose(2, 3), grad)
+        to_scores = torch.matmul(grad, v.transpose(2, 3))
+        to_scores = torch.ops.aten._softmax_backward_data(to_scores, shares, -1, shares.dtype).mul_(ctx.scale)
+        to_q = torch.matmul(to_scores, k).view(heads_shape[:3] + q.shape[-1:])
+        return to_q, torch.matmul(to_scores.transpose(2, 3), q), to_v, None, None
+
+
+AttentionInterface.register(PLAIN, _attend)
+AttentionMaskInterface.register(PLAIN, eager_mask)
+
+
+# Loss
+
+
+class _Nats(Function):
+    @staticmethod
+    def forward(ctx: Any, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        sizes, total = [], logits.new_zeros((), dtype=torch.float32)
+        for part, wanted in zip(logits.split(LOSS_ROWS), targets.split(LOSS_ROWS), strict=True):
+            exact = part.float()
+            sizes.append(exact.logsumexp(dim=-1, keepdim=True))
+            total += (sizes[-1] - exact.gather(1, wanted[:, None])).sum()
+        ctx.save_for_backward(logits, targets, torch.cat(sizes))
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None]:
+        logits, targets, sizes = ctx.saved_tensors
+        out = torch.empty_like(logits)
+        parts = (t.split(LOSS_ROWS) for t in (logits, targets, sizes, out))
+        for part, wanted, size, into in zip(*parts, strict=True):
+            shares = (part.float() - size).exp_()
+            shares.scatter_add_(1, wanted[:, None], shares.new_full((len(wanted), 1), -1.0))
+            into.copy_(shares.mul_(grad))
+        return out, None
+
+
+def _on_cpu(model: torch.nn.Module) -> bool:
+    return all(weight.device.type == "cpu" for weight in model.parameters())

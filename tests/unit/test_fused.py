@@ -1,0 +1,196 @@
+"""Fused layers: results and gradients of PEFT's and transformers' own layers, and less kept for the backward."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import BitsAndBytesConfig
+
+from cookbook import fused, models
+
+LORA = {"r": 4, "lora_alpha": 8, "target_modules": "all-linear", "task_type": "CAUSAL_LM"}
+IDS = torch.tensor([[7, 9, 11, 13, 2, 5, 8, 6], [3, 5, 8, 2, 21, 0, 0, 0]])
+BATCH = {"input_ids": IDS, "attention_mask": (IDS > 0).long(), "use_cache": False}
+
+
+def made(folder: Path, dtype: torch.dtype = torch.float32, four_bit: bool = False, **changed: Any) -> Any:
+    """A LoRA model with plain attention, both factors of each adapter drawn at random and kept in fp32."""
+    nf4 = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype)
+    base, _ = models.load(str(folder), dtype=dtype, quantization_config=nf4 if four_bit else None)
+    base.set_attn_implementation("eager")
+    torch.manual_seed(0)
+    model = get_peft_model(base, LoraConfig(**LORA | changed))
+    for weight in model.parameters():
+        if weight.requires_grad:
+            weight.data = torch.randn(weight.shape) * 0.05
+    return model.train()
+
+
+def step(model: Any, dtype: torch.dtype = torch.float32, **asked: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits of the real positions, and the gradients of all adapters as one vector."""
+    model.zero_grad()
+    torch.manual_seed(1)  # of dropout
+    with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+        logits = model(**BATCH, **asked).logits.float()[BATCH["attention_mask"].bool()]
+    torch.nn.functional.cross_entropy(logits, torch.arange(len(logits))).backward()
+    return logits.detach(), torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+
+
+def kept(model: Any) -> int:
+    """Bytes that autograd keeps of a forward, the weights' own left out."""
+    own = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    saved: dict[int, int] = {}
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        saved[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        held.append(tensor)
+        return tensor
+
+    held: list[torch.Tensor] = []  # so that no address is used twice
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t), torch.autocast("cpu", torch.bfloat16):
+        model(**BATCH)
+    return sum(size for place, size in saved.items() if place not in own)
+
+
+@pytest.mark.parametrize("four_bit", [False, True])
+@pytest.mark.parametrize("family", ["llama", "qwen", "gpt2"])
+def test_same_results_and_gradients(family: str, four_bit: bool, request: pytest.FixtureRequest) -> None:
+    model = made(request.getfixturevalue(family), four_bit=four_bit)
+    logits, gradient = step(model)
+    with fused.layers(model) as found:
+        got, other = step(model)
+    assert found.attention == bool(found.norms) == bool(found.gates) == (family != "gpt2")
+    assert bool(found.lora) == (family != "gpt2" or four_bit)  # else GPT-2's layers are not linear ones of torch
+    assert not torch.equal(other, gradient) or family == "gpt2"  # other code did compute it
+    assert torch.allclose(got, logits, rtol=1e-4, atol=1e-4 * logits.abs().max().item())
+    assert torch.allclose(other, gradient, rtol=1e-3, atol=1e-5 * gradient.abs().max().item())
+
+
+def test_as_near_to_exact_in_bf16_as_the_layers_it_replaces(llama: Path) -> None:
+    _, exact = step(made(llama))
+    model = made(llama, torch.bfloat16)
+    _, own = step(model, torch.bfloat16)
+    with fused.layers(model):
+        _, got = step(model, torch.bfloat16)
+    cosine = torch.nn.functional.cosine_similarity
+    assert 1 - cosine(got, exact, dim=0) < 1.5 * (1 - cosine(own, exact, dim=0)) + 1e-4
+    assert (got - exact).norm() < 1.5 * (own - exact).norm()
+
+
+def test_less_is_kept_for_the_backward(llama: Path) -> None:
+    model = made(llama, torch.bfloat16)
+    before = kept(model)
+    with fused.layers(model):
+        after = kept(model)
+    assert after < 0.55 * before
+
+
+@pytest.mark.parametrize("changed", [{"lora_dropout": 0.1}, {"use_dora": True}, {"lora_bias": True}])
+def test_unknown_lora_is_left_alone(llama: Path, changed: dict[str, Any]) -> None:
+    with fused.layers(made(llama, **changed)) as found:
+        assert found.lora == 0 and found.norms and found.gates
+
+
+def test_trained_norms_are_left_alone(llama: Path) -> None:
+    model = made(llama)
+    for name, weight in model.named_parameters():
+        weight.requires_grad_(weight.requires_grad or "norm" in name)
+    with fused.layers(model) as found:
+        assert found.norms == 0 and found.lora
+
+
+def test_fused_attention_of_torch_is_left_alone(llama: Path) -> None:
+    model = made(llama)
+    model.get_base_model().set_attn_implementation("sdpa")
+    with fused.layers(model) as found:
+        assert not found.attention and model.config._attn_implementation == "sdpa"
+    assert model.config._attn_implementation == "sdpa"
+
+
+def test_all_is_as_before_afterwards_even_after_an_error(llama: Path) -> None:
+    model = made(llama)
+    logits, gradient = step(model)
+    with pytest.raises(ZeroDivisionError), fused.layers(model):
+        assert any("forward" in vars(m) for m in model.modules())
+        raise ZeroDivisionError
+    assert not any("forward" in vars(m) for m in model.modules())
+    assert model.config._attn_implementation == "eager"
+    again, other = step(model)
+    assert torch.equal(again, logits) and torch.equal(other, gradient)
+
+
+def test_a_block_within_a_block_changes_nothing(llama: Path) -> None:
+    model = made(llama)
+    with fused.layers(model), fused.layers(model) as inner:
+        assert inner == fused.Fused(0, 0, 0, False)
+        step(model)
+    assert not any("forward" in vars(m) for m in model.modules())
+
+
+def test_adapters_off_answers_as_the_base_does(llama: Path) -> None:
+    model = made(llama)
+    with model.disable_adapter(), torch.no_grad():
+        base = model(**BATCH).logits
+    with fused.layers(model), torch.no_grad():
+        with model.disable_adapter():
+            off = model(**BATCH).logits
+        on = model(**BATCH).logits
+    real = BATCH["attention_mask"].bool()
+    assert torch.allclose(off[real], base[real], rtol=1e-4, atol=1e-3) and not torch.allclose(on[real], base[real])
+
+
+def test_the_adapter_in_use_may_change_within_the_block(llama: Path) -> None:
+    model = made(llama)
+    model.add_adapter("other", LoraConfig(**LORA))
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            weight.normal_(std=0.05) if ".other." in name else None
+    expected = {}
+    for name in ("default", "other"):
+        model.set_adapter(name)
+        expected[name] = step(model)[1]
+    with fused.layers(model):
+        for name in ("default", "other"):
+            model.set_adapter(name)
+            assert torch.allclose(step(model)[1], expected[name], rtol=1e-3, atol=1e-5)
+    assert not torch.allclose(expected["default"], expected["other"], rtol=1e-1)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_nats_is_the_summed_cross_entropy(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    logits = (torch.randn(3 * fused.LOSS_ROWS // 2, 50) * 4).to(dtype).requires_grad_()
+    targets = torch.randint(0, 50, (len(logits),))
+    expected = torch.nn.functional.cross_entropy(logits.float(), targets, reduction="sum")
+    (wanted,) = torch.autograd.grad(expected / 7, logits)
+    loss = fused.nats(logits, targets)
+    (gradient,) = torch.autograd.grad(loss / 7, logits)
+    assert loss.dtype == torch.float32 and gradient.dtype == dtype
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-6)
+    assert torch.allclose(gradient.float(), wanted.float(), rtol=1e-2 if dtype == torch.bfloat16 else 1e-5, atol=1e-6)
+
+
+def test_nats_of_nothing_is_zero() -> None:
+    logits = torch.zeros(0, 5, requires_grad=True)
+    loss = fused.nats(logits, torch.zeros(0, dtype=torch.long))
+    loss.backward()
+    assert loss.item() == 0 and logits.grad.shape == (0, 5)
+
+
+def test_kept_memory_is_given_back_when_asked() -> None:
+    """In a process of its own: freed memory stays with it, until it is released."""
+    code = (
+        "import psutil, torch; from cookbook import fused, ledger\n"
+        "rss = lambda: psutil.Process().memory_info().rss\n"
+        "print(fused.keep_memory()); start = rss(); a = torch.ones(100_000_000); del a\n"
+        "print(rss() - start > 300e6); ledger.release_memory(); print(rss() - start < 100e6)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    told, held, given = done.stdout.split()
+    assert (told, held, given) in [("True", "True", "True"), ("False", "False", "True")]
