@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import ctypes
+import inspect
 import platform
 import sys
 from collections.abc import Callable, Iterator
@@ -20,11 +21,14 @@ from transformers.activations import SiLUActivation
 from transformers.masking_utils import eager_mask
 from transformers.models.llama import modeling_llama
 
+from cookbook.models import head_reads
+
 PLAIN = "fused_plain"  # the attention below, as transformers calls it
 LOSS_ROWS = 128  # positions whose scores over the vocabulary are held in fp32 at once
 SILU = (SiLUActivation, torch.nn.SiLU)
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's mallopt
-KEPT_BYTES = 1 << 30  # blocks up to here, and so much at the heap's end, are not given back
+MMAP_BYTES = 1 << 30  # only larger blocks are mapped, and unmapped, by themselves
+NEVER = -1
 
 
 class Fused(NamedTuple):
@@ -73,14 +77,29 @@ def layers(model: torch.nn.Module) -> Iterator[Fused]:
             plain.set_attn_implementation("eager")
 
 
-def nats(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """Cross entropy in nats, summed over positions, computed in fp32 for a few positions at a time.
+def nats(model: Any, inputs: dict[str, Any], answer: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """How unlikely a causal model finds `targets`: cross entropy in nats, a number a position, in fp32.
+
+    Only the positions `answer` reach the head. On a CPU, with a frozen head, their scores over the vocabulary are
+    made for a few positions at a time, turned into the gradient at once, and never kept. Else they are all made.
 
     Args:
-        logits: (positions, vocabulary), of any floating type; their gradient has the same.
-        targets: (positions,), each an index into the vocabulary.
+        inputs: of the model's forward.
+        answer: (rows, tokens - 1), true where the next token is to be scored.
+        targets: (positions,), those next tokens, row after row.
+
+    Returns:
+        (positions,)
     """
-    return _Nats.apply(logits, targets)
+    with head_reads(model, lambda hidden: hidden[:, :-1][answer]):
+        if (head := _plain_head(model)) is None:
+            logits = model(**inputs, use_cache=False).logits
+            return torch.nn.functional.cross_entropy(logits.float(), targets, reduction="none")
+        head.forward = lambda hidden: _Nats.apply(_cast(hidden), head.weight, targets)
+        try:
+            return model(**inputs, use_cache=False).logits
+        finally:
+            del head.forward
 
 
 def keep_memory() -> bool:
@@ -92,7 +111,7 @@ def keep_memory() -> bool:
     if platform.libc_ver()[0] != "glibc":
         return False
     libc = ctypes.CDLL(None)
-    return all(libc.mallopt(option, KEPT_BYTES) for option in (M_MMAP_THRESHOLD, M_TRIM_THRESHOLD))
+    return bool(libc.mallopt(M_MMAP_THRESHOLD, MMAP_BYTES) and libc.mallopt(M_TRIM_THRESHOLD, NEVER))
 
 
 # LoRA
@@ -201,8 +220,12 @@ def _same_code(one: Any, other: FunctionType) -> bool:
     """Whether two functions compute the same: the same instructions on the same names and numbers."""
     if not isinstance(one, FunctionType):
         return False
-    a, b = one.__code__, other.__code__
-    return (a.co_code, a.co_names, a.co_consts) == (b.co_code, b.co_names, b.co_consts)
+    a, b = ((f.__code__.co_code, f.__code__.co_names, _constants(f)) for f in (one, other))
+    return a == b
+
+
+def _constants(function: FunctionType) -> list[Any]:
+    return [c for c in function.__code__.co_consts if c != function.__doc__ and not isinstance(c, str)]
 
 
 def _frozen_norm(module: torch.nn.Module) -> bool:
@@ -269,7 +292,7 @@ _KINDS = {
 
 def _attention_owner(model: Any) -> Any:
     """The transformers model inside `model`, if it uses plain attention and all its attention is Llama's."""
-    owner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    owner = _inner(model)
     config = getattr(owner, "config", None)
     if getattr(config, "_attn_implementation", None) != "eager" or getattr(config, "attention_dropout", 0.0):
         return None
@@ -284,10 +307,7 @@ def _attend(
     scaling: float, dropout: float = 0.0, **_: Any,
 ) -> tuple[torch.Tensor, None]:  # fmt: skip
     """Attention as transformers asks for it; query (rows, heads, tokens, size), keys with fewer heads or as many."""
-    if torch.is_autocast_enabled(query.device.type):
-        dtype = torch.get_autocast_dtype(query.device.type)
-        query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
-    out = _Attention.apply(query, key, value, mask, scaling)
+    out = _Attention.apply(_cast(query), _cast(key), _cast(value), mask, scaling)
     return out.transpose(1, 2).contiguous(), None
 
 
@@ -331,28 +351,52 @@ AttentionMaskInterface.register(PLAIN, eager_mask)
 # Loss
 
 
+def _plain_head(model: Any) -> torch.nn.Module | None:
+    """The head of a model on a CPU, if it is frozen and its scores are all that the model makes of it."""
+    base, head = _inner(model), model.get_output_embeddings()
+    frozen = type(head) is torch.nn.Linear and head.bias is None and not head.weight.requires_grad
+    known = _same_code(inspect.unwrap(type(base).forward), inspect.unwrap(modeling_llama.LlamaForCausalLM.forward))
+    return head if frozen and known and "forward" not in vars(head) and _on_cpu(model) else None
+
+
 class _Nats(Function):
+    """-log softmax(h W')[target] for each row of h (positions, hidden) and W (vocabulary, hidden) frozen.
+
+    The gradient, (softmax - one hot) W, comes at once, while a few positions' scores are there.
+    """
+
     @staticmethod
-    def forward(ctx: Any, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        sizes, total = [], logits.new_zeros((), dtype=torch.float32)
-        for part, wanted in zip(logits.split(LOSS_ROWS), targets.split(LOSS_ROWS), strict=True):
-            exact = part.float()
-            sizes.append(exact.logsumexp(dim=-1, keepdim=True))
-            total += (sizes[-1] - exact.gather(1, wanted[:, None])).sum()
-        ctx.save_for_backward(logits, targets, torch.cat(sizes))
-        return total
+    def forward(ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        weight = weight.to(hidden.dtype)
+        found = torch.empty(len(targets), dtype=torch.float32)
+        gradient = torch.empty_like(hidden) if ctx.needs_input_grad[0] else hidden[:0]
+        for at in range(0, len(targets), LOSS_ROWS):
+            rows = slice(at, at + LOSS_ROWS)
+            told = torch.log_softmax(hidden[rows] @ weight.t(), dim=-1, dtype=torch.float32)
+            found[rows] = -told.gather(1, targets[rows, None]).squeeze(1)
+            if len(gradient):
+                shares = told.exp_()
+                shares.scatter_add_(1, targets[rows, None], shares.new_full((len(shares), 1), -1.0))
+                torch.matmul(shares.to(hidden.dtype), weight, out=gradient[rows])
+        ctx.save_for_backward(gradient)
+        return found
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None]:
-        logits, targets, sizes = ctx.saved_tensors
-        out = torch.empty_like(logits)
-        parts = (t.split(LOSS_ROWS) for t in (logits, targets, sizes, out))
-        for part, wanted, size, into in zip(*parts, strict=True):
-            shares = (part.float() - size).exp_()
-            shares.scatter_add_(1, wanted[:, None], shares.new_full((len(wanted), 1), -1.0))
-            into.copy_(shares.mul_(grad))
-        return out, None
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[Any, ...]:
+        (gradient,) = ctx.saved_tensors
+        return (gradient * grad[:, None]).to(gradient.dtype), None, None
+
+
+def _cast(x: torch.Tensor) -> torch.Tensor:
+    """In the type of products under autocast."""
+    kind = x.device.type
+    return x.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else x
+
+
+def _inner(model: Any) -> Any:
+    """The transformers model inside PEFT's."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 def _on_cpu(model: torch.nn.Module) -> bool:

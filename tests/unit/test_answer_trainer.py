@@ -15,7 +15,7 @@ from conftest import TEXTS, chat
 from datasets import Dataset
 from peft import LoraConfig
 
-from cookbook import checks, models, recipes
+from cookbook import checks, fused, models, recipes
 
 ROWS = [{"prompt": chat(t), "completion": [{"role": "assistant", "content": t[::-1]}]} for t in TEXTS]
 
@@ -23,7 +23,7 @@ ROWS = [{"prompt": chat(t), "completion": [{"role": "assistant", "content": t[::
 def answer_trainer() -> type[trl.SFTTrainer]:
     cells = {cell.id: cell.source for cell in nbformat.read(recipes.find("01"), as_version=4).cells}
     names = {"SFTTrainer": trl.SFTTrainer, "profile": SimpleNamespace(device="cpu")}
-    names |= {"checks": checks, "models": models, "torch": torch}
+    names |= {"checks": checks, "fused": fused, "models": models, "torch": torch}
     exec(cells["answer-trainer"], names)
     return names["AnswerTrainer"]
 
@@ -66,7 +66,7 @@ def test_the_same_loss_and_gradients_as_trl(make: Callable[..., Any], items: int
 def test_only_supervised_positions_reach_the_head(make: Callable[..., Any]) -> None:
     trainer, seen = make(answer_trainer()), []
     head = trainer.model.get_output_embeddings()
-    head.register_forward_hook(lambda module, inputs, output: seen.append(tuple(output.shape[:-1])))
+    head.register_forward_hook(lambda module, inputs, output: seen.append(tuple(inputs[0].shape[:-1])))
     step(trainer, None)
     supervised = sum(label != -100 for row in trainer.train_dataset for label in row["labels"])
     assert seen == [(supervised,)] and supervised < sum(len(row["input_ids"]) for row in trainer.train_dataset)

@@ -162,25 +162,68 @@ def test_the_adapter_in_use_may_change_within_the_block(llama: Path) -> None:
     assert not torch.allclose(expected["default"], expected["other"], rtol=1e-1)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_nats_is_the_summed_cross_entropy(dtype: torch.dtype) -> None:
-    torch.manual_seed(0)
-    logits = (torch.randn(3 * fused.LOSS_ROWS // 2, 50) * 4).to(dtype).requires_grad_()
-    targets = torch.randint(0, 50, (len(logits),))
-    expected = torch.nn.functional.cross_entropy(logits.float(), targets, reduction="sum")
-    (wanted,) = torch.autograd.grad(expected / 7, logits)
-    loss = fused.nats(logits, targets)
-    (gradient,) = torch.autograd.grad(loss / 7, logits)
-    assert loss.dtype == torch.float32 and gradient.dtype == dtype
-    assert loss.item() == pytest.approx(expected.item(), rel=1e-6)
-    assert torch.allclose(gradient.float(), wanted.float(), rtol=1e-2 if dtype == torch.bfloat16 else 1e-5, atol=1e-6)
+def asked(model: Any) -> tuple[Any, Any, torch.Tensor, torch.Tensor]:
+    """A model and its batch, with the second half of each row to be scored."""
+    answer = BATCH["attention_mask"][:, 1:].bool()
+    answer[:, :2] = False
+    inputs = {name: value for name, value in BATCH.items() if name != "use_cache"}
+    return model, inputs, answer, IDS[:, 1:][answer]
 
 
-def test_nats_of_nothing_is_zero() -> None:
-    logits = torch.zeros(0, 5, requires_grad=True)
-    loss = fused.nats(logits, torch.zeros(0, dtype=torch.long))
-    loss.backward()
-    assert loss.item() == 0 and logits.grad.shape == (0, 5)
+def by_hand(model: Any, dtype: torch.dtype) -> torch.Tensor:
+    """Cross entropy of every position from all logits, then of those that count."""
+    _, inputs, answer, targets = asked(model)
+    with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+        logits = model(**inputs, use_cache=False).logits
+    return torch.nn.functional.cross_entropy(logits[:, :-1][answer].float(), targets, reduction="none")
+
+
+def adapters_gradient(model: Any, loss: torch.Tensor) -> torch.Tensor:
+    return torch.cat(
+        [g.flatten() for g in torch.autograd.grad(loss, [p for p in model.parameters() if p.requires_grad])]
+    )
+
+
+@pytest.mark.parametrize("rows", [3, fused.LOSS_ROWS])
+@pytest.mark.parametrize("family", ["llama", "qwen", "gpt2"])
+def test_nats_and_their_gradients(
+    family: str, rows: int, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fused, "LOSS_ROWS", rows)
+    model = made(request.getfixturevalue(family)).eval()
+    assert (fused._plain_head(model) is None) == (family == "gpt2")
+    expected, found = by_hand(model, torch.float32), fused.nats(*asked(model))
+    assert found.dtype == torch.float32 and torch.allclose(found, expected, rtol=1e-5, atol=1e-6)
+    weights = torch.linspace(-1, 2, len(found))  # positions may count more or less
+    gradient, wanted = (adapters_gradient(model, (weights * nats).sum()) for nats in (found, expected))
+    assert torch.allclose(gradient, wanted, rtol=1e-3, atol=1e-5 * wanted.abs().max().item())
+    assert "forward" not in vars(model.get_output_embeddings())
+
+
+def test_nats_in_bf16_are_as_exact_as_those_from_logits(llama: Path) -> None:
+    exact = by_hand(made(llama), torch.float32)
+    model = made(llama, torch.bfloat16)
+    own = by_hand(model, torch.bfloat16)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = fused.nats(*asked(model))
+    assert found.dtype == torch.float32
+    assert (found - exact).abs().mean() < 1.5 * (own - exact).abs().mean() + 1e-3
+
+
+def test_a_trained_head_gets_its_gradient(llama: Path) -> None:
+    model = made(llama)
+    head = model.get_output_embeddings().weight.requires_grad_(True)
+    assert fused._plain_head(model) is None
+    (gradient,) = torch.autograd.grad(fused.nats(*asked(model)).sum(), head)
+    assert gradient.abs().sum() > 0
+
+
+def test_nats_without_gradients_and_of_nothing(llama: Path) -> None:
+    model, inputs, answer, targets = asked(made(llama))
+    with torch.no_grad():
+        assert torch.allclose(fused.nats(model, inputs, answer, targets), by_hand(model, torch.float32), rtol=1e-4)
+    none = fused.nats(model, inputs, torch.zeros_like(answer), targets[:0])
+    assert none.shape == (0,) and none.sum().item() == 0
 
 
 def test_kept_memory_is_given_back_when_asked() -> None:
