@@ -11,6 +11,7 @@ from typing import Any
 from bench.task import IGNORED, Row
 
 INTERVAL = 0.02  # seconds between two looks at the memory
+LOOKS = 50  # at the memory, between two looks for child processes, which cost more
 VALIDATION_ROWS = 4  # a forward
 
 
@@ -33,7 +34,8 @@ class Clock:
         self.validations: list[tuple[int, float, float]] = []  # steps done, training seconds so far, nats a token
         self.ready = 0.0  # seconds from the process's begin to the first step
         self._first: float | None = None
-        self._last = self._began = self._away = self._away_now = 0.0
+        self._last = self._began = 0.0
+        self._away = self._away_last = self._away_began = 0.0  # seconds paused: by now, at a step's end, at its begin
         self._peak, self._sleeping, self._done = 0, threading.Event(), threading.Event()
         self._watch = threading.Thread(target=self._follow, daemon=True)
         self._watch.start()
@@ -42,16 +44,17 @@ class Clock:
         """Before the forward of an optimizer step."""
         self._began = time.perf_counter()
         if self._first is None:
-            self._first = self._began
+            self._first, self._away = self._began, 0.0
             self.ready = self._born + self._began - self._made
+        self._away_began = self._away
 
     def step_end(self, *, tokens: int, supervised: int | None = None) -> None:
         """After the optimizer's step: real tokens in it, and those that carry loss (None: not seen from here)."""
         self._last = time.perf_counter()
-        self.steps.append(self._last - self._began)
+        self.steps.append(self._last - self._began - (self._away - self._away_began))
         self.tokens.append(tokens)
         self.supervised.append(supervised)
-        self._away = self._away_now
+        self._away_last = self._away
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -62,7 +65,7 @@ class Clock:
             yield
         finally:
             self._sleeping.clear()
-            self._away_now += time.perf_counter() - start
+            self._away += time.perf_counter() - start
 
     def validation(self, loss: float) -> None:
         """A validation loss after the steps done so far."""
@@ -71,7 +74,7 @@ class Clock:
     @property
     def seconds(self) -> float:
         """Training seconds up to the end of the last step."""
-        return self._last - (self._first or 0.0) - self._away if self.steps else 0.0
+        return self._last - (self._first or 0.0) - self._away_last if self.steps else 0.0
 
     def result(self) -> dict[str, Any]:
         """All of it, after the training; memory is no longer watched."""
@@ -92,21 +95,24 @@ class Clock:
         }
 
     def _follow(self) -> None:
+        children: list[Any] = []
+        looks = 0
         while not self._done.wait(INTERVAL):
+            if looks % LOOKS == 0:
+                children = self._process.children(recursive=True)
+            looks += 1
             if not self._sleeping.is_set():
-                self._peak = max(self._peak, self._resident())
+                self._peak = max(self._peak, sum(map(_resident, [self._process, *children])))
 
-    def _resident(self) -> int:
-        """Bytes of this process and of those that it started."""
-        import psutil
 
-        total = self._process.memory_info().rss
-        for child in self._process.children(recursive=True):
-            try:
-                total += child.memory_info().rss
-            except psutil.Error:  # it has ended
-                continue
-        return total
+def _resident(process: Any) -> int:
+    """Bytes of a process; none if it has ended."""
+    import psutil
+
+    try:
+        return process.memory_info().rss
+    except psutil.Error:
+        return 0
 
 
 def validation_loss(model: Any, rows: Sequence[Row], forward: Callable[..., Any] | None = None) -> float:

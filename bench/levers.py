@@ -1,0 +1,62 @@
+"""Ours with one means taken away, or one added: what each of them gives."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from bench import ours
+from bench.task import Task
+from bench.watch import Clock
+
+
+@dataclass(frozen=True)
+class Lever:
+    """One change to our arm: what is in force then, and whether the notebook has the lever on."""
+
+    words: str
+    recipe: ours.Recipe
+    kept: bool  # in the notebook; this run is the one without it
+    limit: float = 600.0  # seconds, after which it is ended
+
+    def train(self, task: Task, clock: Clock) -> None:
+        ours.train(task, clock, self.recipe)
+
+
+def _set(**settings: Any) -> tuple[tuple[str, Any], ...]:
+    return tuple(settings.items())
+
+
+# Each taken away, or, where the notebook does not have it, added.
+LEVERS: dict[str, Lever] = {
+    "fp32": Lever("dtype by measurement → fp32", ours.Recipe(dtype="float32"), True),
+    "checkpointing": Lever(
+        "no gradient checkpointing → checkpointing", ours.Recipe(settings=_set(gradient_checkpointing=True)), True
+    ),
+    "random-order": Lever(
+        "rows grouped by length → random order", ours.Recipe(settings=_set(train_sampling_strategy="random")), True
+    ),
+    "all-positions": Lever(
+        "scores at supervised positions alone → TRL's own loss, entropy and accuracy",
+        ours.Recipe(supervised_only=False),
+        True,
+    ),
+    "own-layers": Lever("fused layers → PEFT's and transformers' own", ours.Recipe(fused=False), True),
+    "sdpa": Lever("plain attention for short rows → SDPA", ours.Recipe(attention="sdpa"), True),
+    "returned-memory": Lever("freed memory kept → given back to the system", ours.Recipe(keep_memory=False), True),
+    "plain-adamw": Lever("fused AdamW → torch's default", ours.Recipe(settings=_set(optim="adamw_torch")), True),
+    "packing": Lever(
+        "padded rows → packed to 512 tokens, two packs a step (SDPA)",
+        ours.Recipe(
+            attention="sdpa",
+            settings=_set(packing=True, per_device_train_batch_size=2, train_sampling_strategy="random"),
+        ),
+        False,
+    ),
+    "compiled": Lever(
+        "eager PyTorch → torch.compile, without the fused layers",
+        ours.Recipe(fused=False, settings=_set(torch_compile=True)),
+        False,
+        240.0,
+    ),
+}

@@ -1,0 +1,143 @@
+"""Our arm: notebook 01's own cells, read by their ids, on the benchmark's rows."""
+
+from __future__ import annotations
+
+import ast
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, redirect_stdout
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from types import SimpleNamespace
+from typing import Any
+
+from bench.task import Task
+from bench.watch import Clock, callback, validation_loss
+
+SHORT = 256  # tokens up to which the notebook takes plain attention
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What may differ from the notebook, which is what the defaults are.
+
+    Args:
+        dtype: of weights and products instead of the measured one.
+        settings: of the trainer, instead of the notebook's.
+        attention: instead of the notebook's choice.
+        supervised_only: the answer's positions alone reach the head; else TRL's own loss.
+    """
+
+    quantize: bool = False
+    dtype: str = ""
+    settings: tuple[tuple[str, Any], ...] = ()
+    attention: str = ""
+    supervised_only: bool = True
+    fused: bool = True
+    keep_memory: bool = True
+
+
+def train(task: Task, clock: Clock, recipe: Recipe | None = None) -> None:
+    """Train as notebook 01 does, with what it shows while it trains sent nowhere."""
+    recipe = recipe or Recipe()
+    with TemporaryDirectory() as folder, open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):
+        with _levers(recipe):
+            cells = Cells(task, recipe, Path(folder))
+            trainer = cells.trainer(task, clock, recipe)
+            if not packed(recipe):
+                task.same_rows(trainer.train_dataset)
+            with cells.names["fused"].layers(trainer.model) if _outside(recipe) else nullcontext():
+                trainer.train()
+
+
+def packed(recipe: Recipe) -> bool:
+    return dict(recipe.settings).get("packing", False)
+
+
+def _outside(recipe: Recipe) -> bool:
+    """TRL's own trainer does not enter the fused layers by itself."""
+    return recipe.fused and not recipe.supervised_only
+
+
+class Cells:
+    """The notebook's cells and the names that they have defined so far."""
+
+    def __init__(self, task: Task, recipe: Recipe, folder: Path) -> None:
+        import nbformat
+        import torch
+
+        from cookbook import ledger, models, profiles, recipes
+
+        models.quiet()
+        notebook = nbformat.read(recipes.find("01"), as_version=4)
+        self.sources = {cell.id: cell.source for cell in notebook.cells if cell.cell_type == "code"}
+        self.names: dict[str, Any] = {}
+        self.run("parameters")
+        self.run("helper")
+        self.run("profile", ast.Import, ast.ImportFrom)
+        longest = max(len(row.input_ids) for row in task.train)
+        self.names |= {
+            "SEED": task.seed,
+            "LORA_RANK": task.lora_rank,
+            "LORA_ALPHA": task.lora_alpha,
+            "LEARNING_RATE": task.learning_rate,
+            "QUANTIZE": recipe.quantize,
+            "profile": profiles.load("cpu"),
+            "dtype": getattr(torch, recipe.dtype or task.dtype),
+            "model_id": task.model,
+            "run_dir": folder,
+            "book": ledger.Ledger(folder),
+            "max_length": task.max_length,
+            "plan": SimpleNamespace(micro_batch=task.batch_size),
+            "accumulation": 1,
+            "eager": longest <= SHORT,
+        }
+
+    def run(self, cell: str, *kinds: type[ast.stmt]) -> None:
+        """Run a cell, or only those of its statements that are of these kinds."""
+        tree = ast.parse(self.sources[cell])
+        tree.body = [line for line in tree.body if not kinds or isinstance(line, kinds)]
+        exec(compile(tree, f"01, cell {cell}", "exec"), self.names)
+
+    def trainer(self, task: Task, clock: Clock, recipe: Recipe) -> Any:
+        """The notebook's trainer over the task's rows, its callback and the clock in it."""
+        from datasets import Dataset
+
+        names = self.names
+        for cell in ("load", "lora", "arguments", "answer-trainer"):
+            self.run(cell)
+        self.run("trainer", ast.FunctionDef)
+        if not recipe.supervised_only:
+            names["AnswerTrainer"] = names["SFTTrainer"]
+        names["validation_rows"] = Dataset.from_list([row.messages for row in task.validation])
+        live = names["callbacks"].LiveLoss(names["book"], "benchmark", seed=task.seed)
+        watch = callback(clock, lambda model: validation_loss(model, task.validation), task.validate_every)
+        rows = Dataset.from_list([row.messages for row in task.train])
+        changed = names["aside"] | {"warmup_steps": task.warmup_steps} | dict(recipe.settings)
+        made = names["recipe"](names["model"], rows, 1.0, [live, watch], **changed)
+        if recipe.attention:
+            made.model.get_base_model().set_attn_implementation(recipe.attention)
+        return made
+
+
+@contextmanager
+def _levers(recipe: Recipe) -> Iterator[None]:
+    """The notebook's means that a recipe goes without, taken away while its cells run."""
+    from cookbook import fused
+
+    kept = fused.layers, fused.keep_memory
+    try:
+        if not recipe.fused:
+            fused.layers = lambda model: nullcontext()
+        if not recipe.keep_memory:
+            fused.keep_memory = lambda: False
+        fused.keep_memory()  # before the model is loaded, as the notebook does
+        yield
+    finally:
+        fused.layers, fused.keep_memory = kept
+
+
+lora = partial(train, recipe=Recipe())
+qlora = partial(train, recipe=Recipe(quantize=True))
