@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import warnings
+from contextlib import nullcontext
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -13,6 +14,8 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import AttentionInterface, AttentionMaskInterface, AutoConfig, AutoModelForCausalLM
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+from cookbook.fused import layers
 
 METHODS = ("full", "frozen_half", "ln", "lora", "dora", "qlora", "ia3", "bottleneck")
 IN_PLACE = ("full", "frozen_half", "ln")  # the whole model is kept in the trained weights' type
@@ -42,7 +45,9 @@ class Kept(NamedTuple):
         return self.linear * tokens + self.square * tokens**2
 
 
-def trace(config: Any, method: str, rank: int, dtype: torch.dtype, *, mixed: bool, eager: bool) -> tuple[Kept, Kept]:
+def trace(
+    config: Any, method: str, rank: int, dtype: torch.dtype, *, mixed: bool, eager: bool, fused: bool = False
+) -> tuple[Kept, Kept]:
     """What lies outside the blocks of a causal model of this config, and what each block adds.
 
     The model is cut to one block and to two, and its forward runs on fake tensors, which have shapes and no data;
@@ -55,20 +60,24 @@ def trace(config: Any, method: str, rank: int, dtype: torch.dtype, *, mixed: boo
         rank: of the LoRA family; the inner size of a bottleneck adapter.
         mixed: trained weights are kept in fp32; else they have `dtype` like all others.
         eager: plain attention, which keeps its matrix; else fused attention over rows without padding.
+        fused: as it trains inside `fused.layers`.
     """
     fields = config.get_text_config().to_dict()
     alike = {"qlora": "lora", "frozen_half": "full"}.get(method, method)
-    return _trace(json.dumps(fields, sort_keys=True, default=str), alike, rank, dtype, mixed, eager)
+    return _trace(json.dumps(fields, sort_keys=True, default=str), alike, rank, dtype, mixed, eager, fused)
 
 
 @lru_cache(maxsize=64)
-def _trace(fields: str, method: str, rank: int, dtype: torch.dtype, mixed: bool, eager: bool) -> tuple[Kept, Kept]:
+def _trace(
+    fields: str, method: str, rank: int, dtype: torch.dtype, mixed: bool, eager: bool, fused: bool
+) -> tuple[Kept, Kept]:
     found = []
     for blocks in (1, 2):
         fake = FakeTensorMode()
         model = _build(fake, _cut(json.loads(fields), blocks, eager), method, rank, dtype, mixed)
         trained = [p for p in model.parameters() if p.requires_grad]
-        low, middle, high = (_kept(fake, model, tokens, dtype, eager) for tokens in TOKENS)
+        with layers(model) if fused else nullcontext():
+            low, middle, high = (_kept(fake, model, tokens, dtype, eager) for tokens in TOKENS)
         step = TOKENS[1] - TOKENS[0]
         square = (high - 2 * middle + low) / (2 * step**2)
         linear = (middle - low) / step - square * (TOKENS[0] + TOKENS[1])

@@ -354,9 +354,15 @@ AttentionMaskInterface.register(PLAIN, eager_mask)
 def _plain_head(model: Any) -> torch.nn.Module | None:
     """The head of a model on a CPU, if it is frozen and its scores are all that the model makes of it."""
     base, head = _inner(model), model.get_output_embeddings()
-    frozen = type(head) is torch.nn.Linear and head.bias is None and not head.weight.requires_grad
-    known = _same_code(inspect.unwrap(type(base).forward), inspect.unwrap(modeling_llama.LlamaForCausalLM.forward))
-    return head if frozen and known and "forward" not in vars(head) and _on_cpu(model) else None
+    own = plain_scores(base) and not head.weight.requires_grad and "forward" not in vars(head)
+    return head if own and _on_cpu(model) else None
+
+
+def plain_scores(model: Any) -> bool:
+    """Whether a causal model's scores are those of a linear head without bias, as Llama's are."""
+    head = model.get_output_embeddings()
+    ends = (inspect.unwrap(kind.forward) for kind in (type(model), modeling_llama.LlamaForCausalLM))
+    return type(head) is torch.nn.Linear and head.bias is None and _same_code(*ends)
 
 
 class _Nats(Function):

@@ -16,6 +16,7 @@ from transformers.pytorch_utils import Conv1D
 
 from cookbook import activations, unfreezing
 from cookbook.activations import IN_PLACE, METHODS
+from cookbook.fused import LOSS_ROWS, plain_scores
 from cookbook.models import ModelError, resolve
 
 NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)  # 4 bits, one 8-bit constant per 64 weights, one fp32 per 256 of those
@@ -88,6 +89,7 @@ class Counted(NamedTuple):
     looked_up: int  # in input embeddings that are no head as well: part of no product
     upper_half: int  # in the upper half of the blocks and what lies above them
     blocks: int
+    plain: bool  # its scores are what its head gives: `fused.nats` need not hold them all
 
 
 def count(config: PretrainedConfig) -> Counted:
@@ -112,6 +114,7 @@ def _count(fields: str) -> Counted:
         looked_up=0 if looked_up is head.weight else looked_up.numel(),
         upper_half=sum(p.numel() for p in empty.parameters() if p.requires_grad),
         blocks=empty.config.get_text_config().num_hidden_layers,
+        plain=plain_scores(empty),
     )
 
 
@@ -131,6 +134,7 @@ def plan(
     optimizer: str = "adamw",
     checkpointing: bool = False,
     supervised: float = 1.0,
+    fused: bool = False,
 ) -> Plan:
     """Predict the peak of training `model`, a name or a config, from its config alone: nothing is loaded.
 
@@ -148,6 +152,7 @@ def plan(
         optimizer: one of OPTIMIZERS.
         checkpointing: each block keeps its input alone and is computed again in the backward.
         supervised: share of the positions whose logits are computed.
+        fused: trained inside `fused.layers`, with the loss of `fused.nats`, where that replaces anything: on a CPU.
 
     Raises:
         ModelError: no such method, optimizer or model.
@@ -158,7 +163,8 @@ def plan(
             raise ModelError(f"there is no {given!r} here; choose one of {', '.join(known)}")
     config = AutoConfig.from_pretrained(resolve(model)) if isinstance(model, str) else model
     counted = count(config)
-    rest, block = activations.trace(config, method, lora_rank, dtype, mixed=mixed, eager=eager)
+    fused = fused and device == "cpu"
+    rest, block = activations.trace(config, method, lora_rank, dtype, mixed=mixed, eager=eager, fused=fused)
     width, kept = (torch.finfo(t).bits // 8 for t in (dtype, torch.float32 if mixed else dtype))
     text, in_place = config.get_text_config(), method in IN_PLACE
     blocks = counted.blocks - round(counted.blocks / 2) if method == "frozen_half" else counted.blocks
@@ -174,6 +180,9 @@ def plan(
     if checkpointing:
         sequence += blocks * length * text.hidden_size * (kept if in_place else width)
     moments, more, edge = OPTIMIZERS[optimizer]
+    scored = micro_batch * length * supervised
+    if fused and counted.plain and not in_place:
+        scored = min(scored, LOSS_ROWS)
     return Plan(
         micro_batch=micro_batch,
         length=length,
@@ -182,7 +191,7 @@ def plan(
         gradients=int(kept * trained),
         optimizer=int((moments * kept + more) * trained + edge * (rest.edges + blocks * block.edges)),
         activations=int(micro_batch * sequence),
-        logits=int(micro_batch * length * supervised * text.vocab_size * 4 * LOGIT_ROWS),
+        logits=int(scored * text.vocab_size * 4 * LOGIT_ROWS),
         runtime=int(runtime) if device == "cpu" else 0,
         copies=int(copies),
         heap=HEAP if device == "cpu" else 1.0,

@@ -77,6 +77,7 @@ def _check(row: dict[str, Any], record: results.Results, measured: int) -> Check
     plan = memory.plan(
         _config(record.model.id), micro_batch=row["batch"], length=row["length"], dtype=dtype, method=row["method"],
         lora_rank=row.get("rank", 0), eager=True, supervised=row["supervised"],
+        fused=row.get("fused", False),
     )  # fmt: skip
     counted = plan.weights + plan.adapter + plan.gradients + plan.optimizer
     return Check(row["recipe"], row["stage"], row["method"], plan.total, measured, counted, row.get("beside", ""))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from conftest import CHATML
 from peft import LoraConfig, get_peft_model
 from transformers import Adafactor, AutoConfig, BitsAndBytesConfig, LlamaConfig, PreTrainedModel
 
-from cookbook import activations, bottleneck, memory, models, unfreezing
+from cookbook import activations, bottleneck, fused, memory, models, unfreezing
 from cookbook.activations import IN_PLACE, METHODS
 from cookbook.memory import MemoryPlanError, Plan
 
@@ -112,7 +113,7 @@ def test_optimizer_state_is_that_of_the_optimizer(folder: str, optimizer: str) -
     assert found == sum(t.nbytes for t in state)
 
 
-@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("attention", ["eager", "sdpa", "fused"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("method", METHODS)
 def test_activations_are_what_autograd_keeps(folder: str, method: str, dtype: torch.dtype, attention: str) -> None:
@@ -122,6 +123,8 @@ def test_activations_are_what_autograd_keeps(folder: str, method: str, dtype: to
     """
     if method == "bottleneck" and "gpt2" not in folder:
         pytest.skip("the same hooks for every model")
+    if attention == "fused" and method not in ("lora", "qlora"):
+        pytest.skip("fused layers are LoRA's")
     if method == "frozen_half" and "gpt2" in folder:
         pytest.skip("its position embeddings train, so every block has a backward")
     model = load(folder, torch.float32 if method in IN_PLACE else dtype, method == "qlora")
@@ -133,7 +136,8 @@ def test_activations_are_what_autograd_keeps(folder: str, method: str, dtype: to
         model = get_peft_model(model, activations.adapter(model, method, 8))
     for parameter in model.parameters():
         parameter.data = parameter.data.float() if parameter.requires_grad else parameter.data
-    model.train().set_attn_implementation(attention)
+    within_layers, asked = attention == "fused", "sdpa" if attention == "sdpa" else "eager"
+    model.train().set_attn_implementation(asked)
     own, kept = {p.untyped_storage().data_ptr() for p in model.parameters()}, {}
 
     def pack(tensor: torch.Tensor) -> torch.Tensor:
@@ -141,16 +145,25 @@ def test_activations_are_what_autograd_keeps(folder: str, method: str, dtype: to
         return tensor
 
     with (
+        fused.layers(model) if within_layers else nullcontext(),
         torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t),
         torch.autocast("cpu", dtype, enabled=dtype != torch.float32),
     ):
         logits = model(input_ids=torch.ones(4, 64, dtype=torch.long), use_cache=False, logits_to_keep=1).logits
     assert logits.requires_grad
     found = sum(t.untyped_storage().nbytes() for pointer, t in kept.items() if pointer not in own)
-    predicted = plan(folder, method=method, lora_rank=8, dtype=dtype, eager=attention == "eager")
+    predicted = plan(folder, method=method, lora_rank=8, dtype=dtype, eager=asked == "eager", fused=within_layers)
     unpacked = memory.count(model.config).largest * dtype.itemsize if method == "qlora" else 0  # for one product
     in_all = predicted.activations + predicted.copies - unpacked
     assert in_all == pytest.approx(found, rel=0.15 if method == "frozen_half" else 0.02)
+
+
+def test_fused_layers_need_less_and_hold_few_scores(llama: Path) -> None:
+    large = {"lora_rank": 8, "eager": True, "dtype": torch.bfloat16, "micro_batch": 16}
+    own, replaced = (plan(str(llama), **large, fused=on) for on in (False, True))
+    assert replaced.activations < 0.6 * own.activations
+    assert replaced.logits == fused.LOSS_ROWS * 320 * 4 * memory.LOGIT_ROWS < own.logits
+    assert plan(str(llama), **large, fused=True, device="cuda") == plan(str(llama), **large, device="cuda")
 
 
 def test_checkpointing_keeps_one_block(folder: str) -> None:
