@@ -18,7 +18,7 @@ from peft import LoraConfig, get_peft_model
 from test_resume import StopAt
 from trl.trainer.utils import use_adapter
 
-from cookbook import callbacks, checks, claims, logprobs, models, plots, recipes, resume
+from cookbook import callbacks, checks, claims, fused, logprobs, models, plots, recipes, resume
 from cookbook.ledger import Ledger
 
 ANSWERS = ["Hello Anna, we ask the carrier.", "No.", "Sorry about the mug!", "Yes: tomorrow at noon"]
@@ -36,7 +36,7 @@ def defined(loss: str, beta: float, tail: float, policy: Any, tokenizer: Any) ->
     """What the notebook's cells define: `AnswerDPO` and `with_reference`."""
     cells = {cell.id: cell.source for cell in nbformat.read(recipes.find("05"), as_version=4).cells}
     names: dict[str, Any] = {"LOSS": loss, "BETA": beta, "TAIL": tail, "np": np, "Dataset": Dataset}
-    names |= {"profile": SimpleNamespace(device="cpu"), "models": models, "torch": torch, "logprobs": logprobs}
+    names |= {"profile": SimpleNamespace(device="cpu"), "fused": fused, "torch": torch, "logprobs": logprobs}
     names |= {"policy": policy, "tokenizer": tokenizer}
     names["sft"] = SimpleNamespace(accelerator=SimpleNamespace(autocast=nullcontext))
     exec("\n".join(cells[name] for name in ("loss", "pairs-rows", "answer-tokens", "dpo-trainer")), names)

@@ -11,7 +11,7 @@ import torch
 from datasets import Dataset
 from transformers import Trainer, TrainingArguments
 
-from cookbook import chat, checks, data, models, recipes
+from cookbook import chat, checks, data, fused, models, recipes
 
 KEY = 5.0
 
@@ -20,7 +20,7 @@ def cells(tokenizer: Any, weight: float = KEY, own: bool = False) -> dict[str, A
     """What the cells `score`, `weights` and `trainer` define; `own`: as with data of the user's."""
     sources = {cell.id: cell.source for cell in nbformat.read(recipes.find("03"), as_version=4).cells}
     names: dict[str, Any] = {"tokenizer": tokenizer, "KEY_WEIGHT": weight, "DATA": "own" if own else ""}
-    names |= {"chat": chat, "checks": checks, "data": data, "models": models, "torch": torch, "Trainer": Trainer}
+    names |= {"chat": chat, "checks": checks, "data": data, "fused": fused, "torch": torch, "Trainer": Trainer}
     names |= {"evaluation": None, "max_length": 512, "__name__": "cells"}
     for cell in ("score", "weights", "trainer"):
         exec("from __future__ import annotations\n" + sources[cell].split("\n\n\nexample")[0], names)
