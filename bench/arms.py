@@ -28,6 +28,7 @@ class Arm:
     words: str
     environment: str = ""
     seconds: float = 60.0  # what a run takes about, before one has been timed
+    made_by: str = ""  # the target of make that makes its environment
 
 
 def trl(task: Task, clock: Clock) -> None:
@@ -143,9 +144,9 @@ def other(module: str, task: Task, clock: Clock) -> None:
 ARMS: dict[str, Arm] = {
     "trl": Arm(trl, "TRL's SFTTrainer, documented defaults (fp32, gradient checkpointing)", seconds=130),
     "trainer": Arm(trainer, "transformers' Trainer, defaults (fp32)", seconds=100),
-    "unsloth": Arm(unsloth, "Unsloth's fallback for a CPU", ".venv-unsloth", 130),
-    "llama-factory": Arm(partial(other, "llama_factory"), "LLaMA-Factory", ".venv-llama-factory", 100),
-    "litgpt": Arm(partial(other, "litgpt"), "LitGPT", ".venv-litgpt", 100),
+    "unsloth": Arm(unsloth, "Unsloth's fallback for a CPU", ".venv-unsloth", 130, "unsloth"),
+    "llama-factory": Arm(partial(other, "llama_factory"), "LLaMA-Factory", ".venv-llama-factory", 60, "trainers"),
+    "litgpt": Arm(partial(other, "litgpt"), "LitGPT", ".venv-litgpt", 70, "trainers"),
     "lora": Arm(ours.lora, "notebook 01, `QUANTIZE=False`", seconds=45),
     "qlora": Arm(ours.qlora, "notebook 01 as it is: 4-bit base", seconds=50),
 }

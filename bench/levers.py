@@ -28,7 +28,9 @@ def _set(**settings: Any) -> tuple[tuple[str, Any], ...]:
 
 
 # Each taken away, or, where the notebook does not have it, added.
+UNCHANGED = "unchanged"
 LEVERS: dict[str, Lever] = {
+    UNCHANGED: Lever("nothing changed", ours.Recipe(), True),
     "fp32": Lever("dtype by measurement → fp32", ours.Recipe(dtype="float32"), True),
     "checkpointing": Lever(
         "no gradient checkpointing → checkpointing", ours.Recipe(settings=_set(gradient_checkpointing=True)), True
@@ -41,7 +43,8 @@ LEVERS: dict[str, Lever] = {
         ours.Recipe(supervised_only=False),
         True,
     ),
-    "own-layers": Lever("fused layers → PEFT's and transformers' own", ours.Recipe(fused=False), True),
+    "own-layers": Lever("fused layers → PEFT's and transformers' own", ours.Recipe(layers=False), True),
+    "all-scores": Lever("fused head and loss → all answers' scores at once", ours.Recipe(head=False), True),
     "sdpa": Lever("plain attention for short rows → SDPA", ours.Recipe(attention="sdpa"), True),
     "returned-memory": Lever("freed memory kept → given back to the system", ours.Recipe(keep_memory=False), True),
     "plain-adamw": Lever("fused AdamW → torch's default", ours.Recipe(settings=_set(optim="adamw_torch")), True),
@@ -54,8 +57,8 @@ LEVERS: dict[str, Lever] = {
         False,
     ),
     "compiled": Lever(
-        "eager PyTorch → torch.compile, without the fused layers",
-        ours.Recipe(fused=False, settings=_set(torch_compile=True)),
+        "eager PyTorch → torch.compile, without fused layers and head",
+        ours.Recipe(layers=False, head=False, settings=_set(torch_compile=True)),
         False,
         240.0,
     ),

@@ -28,6 +28,9 @@ class Recipe:
         settings: of the trainer, instead of the notebook's.
         attention: instead of the notebook's choice.
         supervised_only: the answer's positions alone reach the head; else TRL's own loss.
+        layers: inside `fused.layers`.
+        head: the loss of `fused.nats` from a few positions at a time.
+        keep_memory: freed memory stays with the process.
     """
 
     quantize: bool = False
@@ -35,7 +38,8 @@ class Recipe:
     settings: tuple[tuple[str, Any], ...] = ()
     attention: str = ""
     supervised_only: bool = True
-    fused: bool = True
+    layers: bool = True
+    head: bool = True
     keep_memory: bool = True
 
 
@@ -58,7 +62,7 @@ def packed(recipe: Recipe) -> bool:
 
 def _outside(recipe: Recipe) -> bool:
     """TRL's own trainer does not enter the fused layers by itself."""
-    return recipe.fused and not recipe.supervised_only
+    return recipe.layers and not recipe.supervised_only
 
 
 class Cells:
@@ -127,16 +131,19 @@ def _levers(recipe: Recipe) -> Iterator[None]:
     """The notebook's means that a recipe goes without, taken away while its cells run."""
     from cookbook import fused
 
-    kept = fused.layers, fused.keep_memory
+    kept = {name: getattr(fused, name) for name in ("layers", "_plain_head", "keep_memory")}
     try:
-        if not recipe.fused:
+        if not recipe.layers:
             fused.layers = lambda model: nullcontext()
+        if not recipe.head:
+            fused._plain_head = lambda model: None
         if not recipe.keep_memory:
             fused.keep_memory = lambda: False
         fused.keep_memory()  # before the model is loaded, as the notebook does
         yield
     finally:
-        fused.layers, fused.keep_memory = kept
+        for name, function in kept.items():
+            setattr(fused, name, function)
 
 
 lora = partial(train, recipe=Recipe())

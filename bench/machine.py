@@ -1,0 +1,67 @@
+"""The machine in words, the peak of its matrix product, and what a token costs by arithmetic."""
+
+from __future__ import annotations
+
+import platform
+import time
+from pathlib import Path
+from typing import Any
+
+from bench.task import Task, threads
+
+FLAGS = {"avx2": "AVX2", "avx512f": "AVX-512", "avx512_bf16": "AVX-512 BF16", "amx_bf16": "AMX BF16"}
+SIZES, ROUNDS = (1024, 2048), 12  # of square products
+
+
+def words() -> str:
+    """Kind of processor, cores used, instruction sets, memory: nothing that tells one machine from its like."""
+    import psutil
+
+    info = Path("/proc/cpuinfo")
+    told = info.read_text(encoding="utf-8") if info.is_file() else ""
+    found = dict(line.split(":", 1) for line in told.replace("\t", "").splitlines() if ":" in line)
+    sets = [name for flag, name in FLAGS.items() if flag in found.get("flags", "").split()]
+    kind = found.get("model name", platform.processor() or platform.machine()).strip()
+    memory = f"{psutil.virtual_memory().total / 2**30:.0f} GiB of memory"
+    return ", ".join([f"{threads()} cores of {kind}", *sets, memory])
+
+
+def peaks() -> dict[str, float]:
+    """GFLOP/s of torch's matrix product, the best of some square ones, interleaved."""
+    import torch
+
+    best = dict.fromkeys(("float32", "bfloat16"), 0.0)
+    for size in SIZES:
+        pairs = {name: torch.randn(size, size).to(getattr(torch, name)) for name in best}
+        for _ in range(ROUNDS):
+            for name, a in pairs.items():
+                start = time.perf_counter()
+                torch.mm(a, a)
+                best[name] = max(best[name], 2 * size**3 / (time.perf_counter() - start) / 1e9)
+    return best
+
+
+def flops_per_token(task: Task, rows: int = 8) -> float:
+    """Operations of one forward and backward of the LoRA model, a token of real text, scores of answers included.
+
+    Counted by torch as they are made, on rows without padding, without recomputation; frozen weights get no gradient.
+    """
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from torch.utils.flop_counter import FlopCounterMode
+    from transformers import AutoModelForCausalLM
+
+    from bench.arms import lora
+    from cookbook.models import head_reads
+
+    base = AutoModelForCausalLM.from_pretrained(task.model, attn_implementation="eager")
+    model: Any = get_peft_model(base, LoraConfig(**lora(task))).train()
+    counted = FlopCounterMode(display=False)
+    chosen = task.train[:: max(1, len(task.train) // rows)]
+    with counted:
+        for row in chosen:
+            ids = torch.tensor([row.input_ids])
+            with head_reads(model, lambda hidden, count=row.supervised: hidden[:, -count - 1 : -1]):
+                logits = model(input_ids=ids, use_cache=False).logits
+            torch.nn.functional.cross_entropy(logits[0], ids[0, -row.supervised :]).backward()
+    return counted.get_total_flops() / sum(len(row.input_ids) for row in chosen)

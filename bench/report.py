@@ -1,0 +1,191 @@
+"""From the measurements: a page, a figure, all numbers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import mean, median
+from typing import Any
+
+from bench import tables
+from bench.arms import ARMS, BASELINE, OURS
+from bench.levers import LEVERS, UNCHANGED
+from bench.task import ROOT, Task, read
+
+FOLDER = ROOT / "docs" / "benchmark"
+WITHIN = 1.02  # of the baseline's final validation loss: the loss that all are timed to, and the same quality
+MAIN = OURS[0]  # the arm that trains what the others train: LoRA on the unquantized base
+
+
+def write(measured: Path, folder: Path) -> list[Path]:
+    """README.md, benchmark.png, benchmark.json in `folder`, from what `measured` holds by now."""
+    task = read(measured / "task.json")
+    found = summary(measured, task)
+    folder.mkdir(parents=True, exist_ok=True)
+    written = [folder / "benchmark.json", folder / "README.md", folder / "benchmark.png"]
+    written[0].write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    written[1].write_text(tables.page(found, task), encoding="utf-8")
+    draw(found, written[2])
+    return written
+
+
+def summary(measured: Path, task: Task) -> dict[str, Any]:
+    """All that is told, from the files of this task; parts that were not measured are missing or empty."""
+    files = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(measured.glob("*.json"))}
+    files = {name: found for name, found in files.items() if found.get("task", task.fingerprint) == task.fingerprint}
+    runs = {arm: _runs(files, arm) for arm in ARMS}
+    machine = files["machine"]
+    base = runs[BASELINE]
+    target = WITHIN * median(run["validation_loss"] for run in base) if base else None
+    arms = {arm: _arm(arm, found, base, machine, target) for arm, found in runs.items() if found}
+    found = {
+        "machine": machine["machine"],
+        "peak_gflops": machine["peaks"],
+        "flops_per_token": machine["flops_per_token"],
+        "task": {"tokens": task.tokens, "supervised": task.supervised, "rows": len(task.train), "steps": task.steps},
+        "target_loss": target,
+        "arms": arms,
+        "failed": {arm: _error(files, arm) for arm in ARMS if arm not in arms and _error(files, arm)},
+        "levers": _levers(files),
+        "evaluation": files.get("evaluation", {}),
+        "overhead": _overhead(files),
+        "profile": {arm: files[f"profile-{arm}"] for arm in ARMS if f"profile-{arm}" in files},
+    }
+    return found | {"bars": bars(found)}
+
+
+def _runs(files: dict[str, Any], arm: str) -> list[dict[str, Any]]:
+    found = [f for f in files.values() if f.get("arm") == arm and not f["lever"] and not f.get("error")]
+    return sorted(found, key=lambda run: run["round"])
+
+
+def _error(files: dict[str, Any], arm: str) -> str:
+    return next((f["error"] for name, f in files.items() if name.startswith(f"{arm}-") and f.get("error")), "")
+
+
+def _arm(
+    arm: str, runs: list[dict[str, Any]], base: list[dict[str, Any]], machine: dict[str, Any], target: float | None
+) -> dict[str, Any]:
+    beside = {run["round"]: run["tokens_per_second"] for run in base}
+    rates = [run["tokens_per_second"] for run in runs]
+    ratios = [run["tokens_per_second"] / beside[run["round"]] for run in runs if run["round"] in beside]
+    timed = [seconds_to(run["validation"], target) for run in runs] if target else []
+    return {
+        "words": ARMS[arm].words,
+        "rounds": len(runs),
+        "tokens_per_second": {"median": median(rates), "min": min(rates), "max": max(rates)},
+        "ratio": median(ratios) if ratios else None,
+        "seconds": median(run["seconds"] for run in runs),
+        "seconds_to_target": median(timed) if timed and None not in timed else None,
+        "validation_loss": median(run["validation_loss"] for run in runs),
+        "validation": runs[0]["validation"],
+        "peak_bytes": median(run["peak_bytes"] for run in runs),
+        "mfu": median(rates) * machine["flops_per_token"] / (max(machine["peaks"].values()) * 1e9),
+        "ready_seconds": median(run["ready_seconds"] for run in runs),
+        "versions": runs[0]["versions"],
+    }
+
+
+def seconds_to(validation: Sequence[Sequence[float]], target: float) -> float | None:
+    """Training seconds until the validation loss was at most `target`, on straight lines between measurements."""
+    before: Sequence[float] | None = None
+    for _, seconds, loss in validation:
+        if loss <= target:
+            if before is None or before[1] == loss:
+                return seconds
+            share = (before[1] - target) / (before[1] - loss)
+            return before[0] + share * (seconds - before[0])
+        before = seconds, loss
+    return None
+
+
+def _levers(files: dict[str, Any]) -> list[dict[str, Any]]:
+    """What each lever gives: above 1, training is so much faster with it than without."""
+    found = [f for f in files.values() if f.get("lever") == UNCHANGED and not f.get("error")]
+    if not found:
+        return []
+    rate = mean(f["tokens_per_second"] for f in found)
+    rows = []
+    for name, lever in LEVERS.items():
+        run = files.get(f"lora-{name}-0")
+        if name == UNCHANGED or run is None:
+            continue
+        if run.get("error"):
+            rows.append({"lever": lever.words, "kept": lever.kept, "error": run["error"]})
+            continue
+        other = run["tokens_per_second"]
+        row = {"lever": lever.words, "kept": lever.kept, "tokens_per_second": other, "peak_bytes": run["peak_bytes"]}
+        row |= {"gain": rate / other if lever.kept else other / rate, "validation_loss": run["validation_loss"]}
+        rows.append(row)
+    same = {"lever": LEVERS[UNCHANGED].words, "kept": True, "tokens_per_second": rate, "gain": None}
+    same |= {name: mean(f[name] for f in found) for name in ("peak_bytes", "validation_loss")}
+    return [same, *sorted(rows, key=lambda row: -row.get("gain", 0))]
+
+
+def _overhead(files: dict[str, Any]) -> dict[str, Any]:
+    by_way = {
+        way: [f for name, f in files.items() if name.startswith(f"overhead-{way}-") and not f.get("error")]
+        for way in ("notebook", "script")
+    }
+    if not all(by_way.values()):
+        return {}
+    seconds = {way: median(run["seconds"] for run in runs) for way, runs in by_way.items()}
+    scores = [run["scores"] for runs in by_way.values() for run in runs]
+    over = seconds["notebook"] / seconds["script"] - 1
+    return {"seconds": seconds, "over": over, "same": all(s == scores[0] for s in scores), "rounds": len(scores) // 2}
+
+
+def bars(found: dict[str, Any]) -> list[dict[str, Any]]:
+    """What was aimed at, and what came out; without a measurement there is no row."""
+    arms, rows = found["arms"], []
+
+    def bar(what: str, value: float, at_least: float | None = None, at_most: float | None = None) -> None:
+        met = value >= at_least if at_least is not None else value <= at_most
+        limit = {"at_least": at_least} if at_least is not None else {"at_most": at_most}
+        rows.append({"what": what, "measured": value, "met": bool(met)} | limit)
+
+    if MAIN in arms and BASELINE in arms:
+        ours, base = arms[MAIN], arms[BASELINE]
+        bar("training, tokens a second over TRL's defaults", ours["ratio"], 4.5)
+        bar("final validation loss over TRL's", ours["validation_loss"] / base["validation_loss"], at_most=WITHIN)
+        bar("peak memory over TRL's", ours["peak_bytes"] / base["peak_bytes"], at_most=1.0)
+    others = {arm: a["tokens_per_second"]["median"] for arm, a in arms.items() if arm not in (*OURS, BASELINE)}
+    if MAIN in arms and others:
+        best = max(others, key=others.get)
+        speed = arms[MAIN]["tokens_per_second"]["median"] / others[best]
+        bar(f"training, tokens a second over the best of the others ({best})", speed, 1.5)
+    if MAIN in arms:
+        bar("share of the machine's matrix-product peak (MFU)", arms[MAIN]["mfu"], 0.35)
+    if found["evaluation"]:
+        bar("evaluation, generated tokens a second over one by one", found["evaluation"]["ratio"], 4.0)
+    if found["overhead"]:
+        bar("the notebook's time beyond that of its code as a script", found["overhead"]["over"], at_most=0.05)
+    return rows
+
+
+def draw(found: dict[str, Any], path: Path) -> None:
+    """Tokens a second with their range, and validation loss against training seconds, by arm."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    from matplotlib import pyplot as plt
+
+    arms = found["arms"]
+    colours = {arm: f"C{place}" for place, arm in enumerate(ARMS)}
+    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.2), constrained_layout=True)
+    rates = {arm: a["tokens_per_second"] for arm, a in arms.items()}
+    middle = [r["median"] for r in rates.values()]
+    spread = [[r["median"] - r["min"] for r in rates.values()], [r["max"] - r["median"] for r in rates.values()]]
+    left.barh(list(rates), middle, xerr=spread, color=[colours[arm] for arm in rates], capsize=3)
+    left.invert_yaxis()
+    left.set(xlabel="real tokens a second (median, range)", title="Training speed")
+    for arm, a in arms.items():
+        right.plot(*zip(*((s, loss) for _, s, loss in a["validation"]), strict=True), "o-", label=arm, c=colours[arm])
+    if found["target_loss"]:
+        right.axhline(found["target_loss"], ls=":", c="grey")
+    right.set(xlabel="training seconds", ylabel="validation loss (nats a token)", title="Validation loss")
+    right.set_xscale("log")
+    right.legend(frameon=False)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)

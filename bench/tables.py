@@ -1,0 +1,171 @@
+"""The benchmark's page, in Markdown."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from bench.arms import ARMS, BASELINE
+from bench.task import Task
+
+LEFT_OUT = {
+    "torchtune": "its last release, 0.6.1, imports only beside torchao up to 0.14, and its development was stopped in "
+    "2025 (meta-pytorch/torchtune, issue 2883)",
+    "Axolotl": "it trains on GPUs",
+}
+
+
+def table(head: list[str], rows: list[list[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def page(found: dict[str, Any], task: Task) -> str:
+    """The whole page; sections without a measurement are left out."""
+    rounds = max((arm["rounds"] for arm in found["arms"].values()), default=0)
+    parts = [
+        "# How fast it trains, beside what people would use instead",
+        f"Measured by `make bench` on {found['machine']}; every number here is in [benchmark.json](benchmark.json). "
+        "Other machines have other ratios: the same command measures yours.",
+        f"**The task.** LoRA of rank {task.lora_rank} on all linear layers of SmolLM2-135M-Instruct, "
+        f"{len(task.train)} tickets of the sample inbox with their answers, {task.batch_size} rows a step, "
+        f"{task.steps} steps, AdamW, a peak learning rate of {task.learning_rate:g}, seed {task.seed}: {task.tokens:,} "
+        f"real tokens, {task.supervised:,} of them supervised, the same in every arm. Every arm is a process of its "
+        f"own with {task.threads} threads; the arms take turns, {rounds} times. The clock runs from the first step's "
+        "begin to the last one's end; validation, the same for all, is not on it. Padding does not count as tokens.",
+        _bars(found),
+        _arms(found),
+        "![Tokens a second and validation loss of each arm](benchmark.png)",
+        "*Left: the median of the rounds and their range. Right: the first round's validation loss; the dotted line "
+        "is the loss that all are timed to.*",
+        _missing(found),
+        _levers(found),
+        _profile(found),
+        _evaluation(found),
+        _versions(found),
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _bars(found: dict[str, Any]) -> str:
+    rows = []
+    for bar in found["bars"]:
+        limit = f"≥ {bar['at_least']:g}" if "at_least" in bar else f"≤ {bar['at_most']:g}"
+        rows.append([bar["what"], limit, f"{bar['measured']:.3g}", "met" if bar["met"] else "**missed**"])
+    if not rows:
+        return ""
+    text = "## What was aimed at\n\n" + table(["", "aim", "measured", ""], rows)
+    if any("MFU" in bar["what"] and not bar["met"] for bar in found["bars"]):
+        peak = max(found["peak_gflops"].values())
+        text += (
+            f"\n\nThe peak is {peak:,.0f} GFLOP/s, of large square products; a token of this model costs "
+            f"{found['flops_per_token'] / 1e9:.2f} GFLOP. Its own products are narrow (576 wide, LoRA's 16), and "
+            "between them lie norms, activations, attention and LoRA's sums, bound by memory and not by arithmetic: "
+            "the faster a processor multiplies, the smaller the share of its peak that a small model reaches."
+        )
+    return text
+
+
+def _arms(found: dict[str, Any]) -> str:
+    head = ["arm", "tokens/s (range)", f"× {BASELINE}", "s to the same loss", "validation loss", "peak GB", "MFU"]
+    head += ["s until the first step"]
+    rows = []
+    for name, arm in found["arms"].items():
+        rate = arm["tokens_per_second"]
+        rows.append(
+            [
+                f"**{name}**: {arm['words']}",
+                f"{rate['median']:.0f} ({rate['min']:.0f}–{rate['max']:.0f})",
+                "" if arm["ratio"] is None else f"{arm['ratio']:.2f}",
+                "not reached" if arm["seconds_to_target"] is None else f"{arm['seconds_to_target']:.0f}",
+                f"{arm['validation_loss']:.3f}",
+                f"{arm['peak_bytes'] / 1e9:.2f}",
+                f"{arm['mfu']:.2f}",
+                f"{arm['ready_seconds']:.0f}",
+            ]
+        )
+    text = "## Training\n\n" + table(head, rows)
+    if found["target_loss"]:
+        text += (
+            f"\n\nThe same loss is {found['target_loss']:.3f} nats a token, {BASELINE}'s final one and 2 %. "
+            "Ratios are medians over rounds, each within its round. FLOPs are counted by torch over forward and "
+            "backward, without what checkpointing computes twice."
+        )
+    if "litgpt" in found["arms"]:
+        text += " LitGPT chooses its own precision and does not clip gradients."
+    return text
+
+
+def _missing(found: dict[str, Any]) -> str:
+    rows = [f"- {name}: {why}." for name, why in LEFT_OUT.items()]
+    rows += [f"- {name}: it failed here: {why}" for name, why in found["failed"].items()]
+    absent = [a for a in ARMS if a not in found["arms"] and a not in found["failed"]]
+    rows += [f"- {name}: not measured here." for name in absent]
+    return "## What is not in the table\n\n" + "\n".join(rows)
+
+
+def _levers(found: dict[str, Any]) -> str:
+    if not found["levers"]:
+        return ""
+    rows = []
+    for lever in found["levers"]:
+        if "error" in lever:
+            rows.append([lever["lever"], "", "", "", "", f"no: {lever['error']}"])
+            continue
+        gain = "" if lever["gain"] is None else f"{lever['gain']:.2f}"
+        kept = "" if lever["gain"] is None else "yes" if lever["kept"] else "no"
+        memory, loss = f"{lever['peak_bytes'] / 1e9:.2f}", f"{lever['validation_loss']:.3f}"
+        rows.append([lever["lever"], f"{lever['tokens_per_second']:.0f}", gain, memory, loss, kept])
+    head = ["one change to the arm `lora`", "tokens/s then", "what the lever gives, ×", "peak GB", "loss", "kept"]
+    return (
+        "## What each lever gives\n\n"
+        + table(head, rows)
+        + "\n\nOne run each, beside two of the unchanged arm: a few hundredths are noise. A kept lever is taken away, "
+        "any other is added."
+    )
+
+
+def _profile(found: dict[str, Any]) -> str:
+    if not found["profile"]:
+        return ""
+    kinds = sorted(
+        {kind for part in found["profile"].values() for kind in part["milliseconds"]},
+        key=lambda kind: -max(part["milliseconds"].get(kind, 0) for part in found["profile"].values()),
+    )
+    rows = []
+    for kind in kinds:
+        row = [kind]
+        for part in found["profile"].values():
+            spent, whole = part["milliseconds"].get(kind, 0.0), sum(part["milliseconds"].values())
+            row.append(f"{spent:.0f} ({spent / whole:.0%})")
+        rows.append(row)
+    whole = [f"{sum(part['milliseconds'].values()):.0f}" for part in found["profile"].values()]
+    tokens = [str(part["tokens"]) for part in found["profile"].values()]
+    rows += [["**all**", *whole], ["real tokens in the step", *tokens]]
+    return "## Where a step's time goes\n\nMilliseconds of one step under torch's profiler.\n\n" + table(
+        ["", *found["profile"]], rows
+    )
+
+
+def _evaluation(found: dict[str, Any]) -> str:
+    parts = []
+    if told := found["evaluation"]:
+        rate = told["tokens_per_second"]
+        parts.append(
+            f"{told['questions']} questions, answers of up to 64 tokens, greedy: {rate['batched']:.0f} tokens a second "
+            f"by `models.generate` (sorted, batched, what all begin with read once), {rate['one by one']:.0f} one by "
+            f"one with `generate`: **{told['ratio']:.1f} times**. {told['same']:.0%} of the answers are the same to "
+            "the letter; the others differ by how sums of bf16 round in a batch."
+        )
+    if over := found["overhead"]:
+        seconds = over["seconds"]
+        parts.append(
+            f"Notebook 01, shortened, takes {seconds['notebook']:.0f} s through the launcher, kernel, figures and "
+            f"record included, and {seconds['script']:.0f} s as a bare script: {over['over']:+.1%}, median of "
+            f"{over['rounds']} runs each; their scores are {'the same' if over['same'] else 'NOT the same'}."
+        )
+    return "## Evaluation, and the notebook itself\n\n" + "\n\n".join(parts) if parts else ""
+
+
+def _versions(found: dict[str, Any]) -> str:
+    rows = [[name, ", ".join(f"{k} {v}" for k, v in arm["versions"].items())] for name, arm in found["arms"].items()]
+    return "## Versions\n\n" + table(["arm", "versions"], rows)
