@@ -18,7 +18,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from bench import evaluation, machine, overhead, report
+from bench import machine, overhead, report
 from bench import task as tasks
 from bench.arms import ARMS, BASELINE
 from bench.levers import LEVERS, UNCHANGED

@@ -8,8 +8,8 @@ from bench.arms import ARMS, BASELINE
 from bench.task import Task
 
 LEFT_OUT = {
-    "torchtune": "its last release, 0.6.1, imports only beside torchao up to 0.14, and its development was stopped in "
-    "2025 (meta-pytorch/torchtune, issue 2883)",
+    "torchtune": "its last release, 0.6.1, imports only beside torchao up to 0.14, and its development was stopped "
+    "in 2025 (meta-pytorch/torchtune, issue 2883)",
     "Axolotl": "it trains on GPUs",
 }
 
@@ -28,8 +28,8 @@ def page(found: dict[str, Any], task: Task) -> str:
         "Other machines have other ratios: the same command measures yours.",
         f"**The task.** LoRA of rank {task.lora_rank} on all linear layers of SmolLM2-135M-Instruct, "
         f"{len(task.train)} tickets of the sample inbox with their answers, {task.batch_size} rows a step, "
-        f"{task.steps} steps, AdamW, a peak learning rate of {task.learning_rate:g}, seed {task.seed}: {task.tokens:,} "
-        f"real tokens, {task.supervised:,} of them supervised, the same in every arm. Every arm is a process of its "
+        f"{task.steps} steps, AdamW, a peak learning rate of {task.learning_rate:g}, seed {task.seed}: "
+        f"{task.tokens:,} real tokens, {task.supervised:,} of them supervised, the same in every arm. Every arm is a process of its "
         f"own with {task.threads} threads; the arms take turns, {rounds} times. The clock runs from the first step's "
         "begin to the last one's end; validation, the same for all, is not on it. Padding does not count as tokens.",
         _bars(found),
@@ -119,8 +119,8 @@ def _levers(found: dict[str, Any]) -> str:
     return (
         "## What each lever gives\n\n"
         + table(head, rows)
-        + "\n\nOne run each, beside two of the unchanged arm: a few hundredths are noise. A kept lever is taken away, "
-        "any other is added."
+        + "\n\nOne run each, beside two of the unchanged arm: a few hundredths are noise. A kept lever is taken "
+        "away, any other is added."
     )
 
 
@@ -151,8 +151,8 @@ def _evaluation(found: dict[str, Any]) -> str:
     if told := found["evaluation"]:
         rate = told["tokens_per_second"]
         parts.append(
-            f"{told['questions']} questions, answers of up to 64 tokens, greedy: {rate['batched']:.0f} tokens a second "
-            f"by `models.generate` (sorted, batched, what all begin with read once), {rate['one by one']:.0f} one by "
+            f"{told['questions']} questions, answers of up to 64 tokens, greedy: {rate['batched']:.0f} tokens a "
+            f"second by `models.generate` (sorted, batched, what all begin with read once), {rate['one by one']:.0f} one by "
             f"one with `generate`: **{told['ratio']:.1f} times**. {told['same']:.0%} of the answers are the same to "
             "the letter; the others differ by how sums of bf16 round in a batch."
         )
