@@ -14,7 +14,10 @@ NOTEBOOK ?= 01
 TOOLS := .venv-tools/.cookbook-tools
 WIDGETS := .venv-widgets/.cookbook-widgets
 
-.PHONY: demo test quality browser widgets tools lab lint notebooks site clean
+TRAINERS := llama-factory litgpt
+TRAINER := $(TRAINERS:%=.venv-%/.cookbook-trainer)
+
+.PHONY: demo test quality browser widgets tools bench trainers lab lint notebooks site clean
 .DEFAULT_GOAL := demo
 
 demo: $(CORE) ## fine-tune a real model and show what changed
@@ -36,6 +39,11 @@ widgets: $(WIDGETS) ## the widgets on the versions that Colab has
 tools: $(TOOLS) ## read the exports with Axolotl's, LLaMA-Factory's and Together's own code
 	@.venv-tools/bin/python -m pytest tests/tools
 
+bench: $(CORE) ## training, evaluation and memory beside other trainers, into docs/benchmark; about an hour
+	@$(PY) -m bench
+
+trainers: $(TRAINER) ## environments of other trainers, for bench
+
 lab: $(CORE) ## open the notebooks in JupyterLab
 	@$(PY) -m jupyterlab notebooks
 
@@ -50,7 +58,7 @@ site: $(SITE) ## all notebooks as web pages with a search, from their committed 
 	@$(PY) docs/check_links.py site/html
 
 clean:
-	rm -rf .venv .venv-tools .venv-widgets runs site .pytest_cache .ruff_cache *.egg-info
+	rm -rf .venv .venv-* runs site .pytest_cache .ruff_cache *.egg-info
 
 $(PY):
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; name one: make PYTHON=python3.12 $(MAKECMDGOALS)")'
@@ -89,4 +97,11 @@ $(TOOLS): pyproject.toml tests/tools/requirements.txt
 	@$(PYTHON) -m venv .venv-tools
 	@.venv-tools/bin/python -m pip install -q -e ".[test]"
 	@.venv-tools/bin/python -m pip install -q --no-deps -r tests/tools/requirements.txt
+	@touch $@
+
+.venv-%/.cookbook-trainer: bench/trainers/%.txt
+	@echo "Making the environment .venv-$* (some minutes and about 1 GB, once)"
+	@$(PYTHON) -m venv .venv-$*
+	@.venv-$*/bin/python -m pip install -q torch==2.13.0
+	@.venv-$*/bin/python -m pip install -q --no-deps -r $<
 	@touch $@

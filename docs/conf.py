@@ -10,7 +10,7 @@ project = "Fine-tuning cookbook"
 html_title = project
 extensions = ["myst_nb"]
 root_doc = "README"
-include_patterns = ["README.md", "notebooks/*.ipynb", "notebooks/records/*/*.md", "data_samples/*/README.md"]
+include_patterns = ["README.md", "notebooks/*.ipynb", "notebooks/records/*/*.md", "docs/benchmark/*.md", "data_samples/*/README.md"]
 exclude_patterns = [".*", "runs", "site", "tests"]
 nb_execution_mode = "off"  # what is shown is what is committed
 myst_enable_extensions = ["html_image"]
@@ -32,6 +32,13 @@ notebooks/*
 :hidden:
 :glob:
 notebooks/records/*/*
+```
+
+```{toctree}
+:caption: Benchmark
+:hidden:
+:glob:
+docs/benchmark/*
 ```
 
 ```{toctree}
