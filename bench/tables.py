@@ -26,12 +26,7 @@ def page(found: dict[str, Any], task: Task) -> str:
         "# How fast it trains, beside what people would use instead",
         f"Measured by `make bench` on {found['machine']}; every number here is in [benchmark.json](benchmark.json). "
         "Other machines have other ratios: the same command measures yours.",
-        f"**The task.** LoRA of rank {task.lora_rank} on all linear layers of SmolLM2-135M-Instruct, "
-        f"{len(task.train)} tickets of the sample inbox with their answers, {task.batch_size} rows a step, "
-        f"{task.steps} steps, AdamW, a peak learning rate of {task.learning_rate:g}, seed {task.seed}: "
-        f"{task.tokens:,} real tokens, {task.supervised:,} of them supervised, the same in every arm. Every "
-        f"arm is a process of its own with {task.threads} threads; the arms take turns, {rounds} times. The clock runs from the first step's "
-        "begin to the last one's end; validation, the same for all, is not on it. Padding does not count as tokens.",
+        _task(task, rounds),
         _bars(found),
         _arms(found),
         "![Tokens a second and validation loss of each arm](benchmark.png)",
@@ -44,6 +39,18 @@ def page(found: dict[str, Any], task: Task) -> str:
         _versions(found),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _task(task: Task, rounds: int) -> str:
+    return (
+        f"**The task.** LoRA of rank {task.lora_rank} on all linear layers of SmolLM2-135M-Instruct, "
+        f"{len(task.train)} tickets of the sample inbox with their answers, {task.batch_size} rows a step, "
+        f"{task.steps} steps, AdamW, a peak learning rate of {task.learning_rate:g}, seed {task.seed}: "
+        f"{task.tokens:,} real tokens, {task.supervised:,} of them supervised, the same in every arm. Every arm is a "
+        f"process of its own with {task.threads} threads; the arms take turns, {rounds} times. The clock runs from "
+        "the first step's begin to the last one's end; validation, the same for all, is not on it. Padding does not "
+        "count as tokens."
+    )
 
 
 def _bars(found: dict[str, Any]) -> str:
@@ -152,9 +159,9 @@ def _evaluation(found: dict[str, Any]) -> str:
         rate = told["tokens_per_second"]
         parts.append(
             f"{told['questions']} questions, answers of up to 64 tokens, greedy: {rate['batched']:.0f} tokens a "
-            f"second by `models.generate` (sorted, batched, what all begin with read once), {rate['one by one']:.0f} one "
-            f"by one with `generate`: **{told['ratio']:.1f} times**. {told['same']:.0%} of the answers are the same to "
-            "the letter; the others differ by how sums of bf16 round in a batch."
+            "second by `models.generate` (sorted, batched, what all begin with read once), "
+            f"{rate['one by one']:.0f} one by one with `generate`: **{told['ratio']:.1f} times**. {told['same']:.0%} "
+            "of the answers are the same to the letter; the others differ by how sums of bf16 round in a batch."
         )
     if over := found["overhead"]:
         seconds = over["seconds"]

@@ -1,0 +1,182 @@
+"""The benchmark's clock, its bookkeeping and its page; no arm is timed here."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import bench.__main__ as command
+from bench import machine, profiled, report, tables
+from bench.arms import ARMS
+from bench.levers import LEVERS, UNCHANGED
+from bench.task import Row, Task, read
+from bench.watch import Clock, validation_loss
+
+ROW = Row([{"role": "user", "content": "a"}], [{"role": "assistant", "content": "b"}], {}, [5, 6, 7, 8], 2)
+
+
+@pytest.fixture
+def task(llama: Path) -> Task:
+    rows = [ROW, Row(ROW.prompt, ROW.completion, {}, [9, 10, 11, 12, 13, 14], 3)]
+    return Task(str(llama), "float32", rows, rows, lora_rank=4, threads=1)
+
+
+@pytest.fixture
+def measured(tmp_path: Path, task: Task) -> Path:
+    """Two rounds of trl, lora and another, an arm that failed, one lever and the unchanged arm beside it."""
+    folder = tmp_path / "measured"
+    task.write(folder / "task.json")
+    put(folder, "machine", machine="2 cores", peaks={"float32": 1.0, "bfloat16": 4.0}, flops_per_token=8e6)
+    for number, (base, ours, other) in enumerate([(100.0, 500.0, 200.0), (80.0, 440.0, 210.0)]):
+        run(folder, task, "trl", number, base, loss=1.0, peak=4e9)
+        run(folder, task, "lora", number, ours, loss=1.01, peak=3e9)
+        run(folder, task, "trainer", number, other, loss=0.99, peak=5e9)
+    put(folder, "litgpt-0", arm="litgpt", lever="", task=task.fingerprint, round=0, error="OSError: no such thing")
+    for number, rate in enumerate((480.0, 520.0)):
+        run(folder, task, "lora", number, rate, lever=UNCHANGED)
+    run(folder, task, "lora", 0, 250.0, lever="fp32")
+    return folder
+
+
+def put(folder: Path, name: str, **fields: Any) -> None:
+    (folder / f"{name}.json").write_text(json.dumps(fields))
+
+
+def run(
+    folder: Path,
+    task: Task,
+    arm: str,
+    number: int,
+    rate: float,
+    loss: float = 1.0,
+    peak: float = 1e9,
+    lever: str = "",
+) -> None:
+    name = f"{arm}-{lever}-{number}" if lever else f"{arm}-{number}"
+    seconds = 1000 / rate
+    fields = {"arm": arm, "lever": lever, "round": number, "task": task.fingerprint, "seconds": seconds}
+    fields |= {"tokens_per_second": rate, "validation_loss": loss, "peak_bytes": peak, "ready_seconds": 1.0}
+    fields |= {"validation": [[1, seconds / 2, 2.0], [2, seconds, loss]], "versions": {"torch": "2"}}
+    put(folder, name, **fields)
+
+
+def test_the_clock_leaves_out_what_is_paused() -> None:
+    clock = Clock()
+    for _ in range(2):
+        clock.step_begin()
+        time.sleep(0.02)
+        clock.step_end(tokens=10, supervised=3)
+        with clock.paused():
+            time.sleep(0.3)
+        clock.validation(0.5)
+    found = clock.result()
+    assert 0.04 <= found["seconds"] < 0.3 and len(found["step_seconds"]) == 2
+    assert (found["tokens"], found["supervised"], found["validation_loss"]) == (20, 6, 0.5)
+    assert found["tokens_per_second"] == pytest.approx(20 / found["seconds"]) and found["peak_bytes"] > 1e7
+
+
+def test_a_task_is_read_as_it_was_written_and_refuses_other_rows(task: Task, tmp_path: Path) -> None:
+    again = read(task.write(tmp_path / "task.json"))
+    assert again == task and again.fingerprint == task.fingerprint
+    rows = [{"input_ids": row.input_ids, "labels": row.labels} for row in reversed(task.train)]
+    task.same_rows(rows)
+    rows[0] = rows[0] | {"labels": rows[0]["input_ids"]}
+    with pytest.raises(ValueError, match="would learn other tokens"):
+        task.same_rows(rows)
+
+
+def test_validation_loss_is_a_mean_over_supervised_tokens(task: Task, llama: Path) -> None:
+    from cookbook import models
+
+    model, _ = models.load(str(llama), dtype=torch.float32)
+    nats = []
+    for row in task.validation:
+        logits = model(torch.tensor([row.input_ids])).logits[0, :-1].log_softmax(-1)
+        told = torch.tensor(row.input_ids[1:])
+        nats += (-logits[torch.arange(len(told)), told])[-row.supervised :].tolist()
+    assert validation_loss(model, task.validation) == pytest.approx(sum(nats) / len(nats), rel=1e-4)
+
+
+def test_flops_of_lora_are_about_four_a_weight_and_token(task: Task) -> None:
+    from cookbook import models
+
+    model, _ = models.load(task.model, dtype=torch.float32)
+    blocks = sum(m.weight.numel() for m in model.model.modules() if isinstance(m, torch.nn.Linear))
+    found = machine.flops_per_token(task)
+    assert 4 * blocks < found < 8 * blocks  # with LoRA's own products and the head's scores of the answers
+
+
+def test_the_machine_is_told_in_words() -> None:
+    said = machine.words()
+    assert "cores" in said and "GiB of memory" in said and "/" not in said
+
+
+def test_medians_ratios_and_bars(measured: Path, task: Task) -> None:
+    found = report.summary(measured, task)
+    ours = found["arms"]["lora"]
+    assert ours["tokens_per_second"] == {"median": 470.0, "min": 440.0, "max": 500.0}
+    assert ours["ratio"] == pytest.approx((5 + 5.5) / 2)
+    assert ours["mfu"] == pytest.approx(470 * 8e6 / 4e9)
+    assert found["target_loss"] == pytest.approx(1.02)
+    assert ours["seconds_to_target"] == pytest.approx(1000 / 470 * (0.5 + 0.5 * 0.98 / 0.99), rel=0.01)
+    bars = {bar["what"]: (bar["measured"], bar["met"]) for bar in found["bars"]}
+    assert bars["training, tokens a second over TRL's defaults"] == (pytest.approx(5.25), True)
+    assert bars["training, tokens a second over the best of the others (trainer)"] == (pytest.approx(470 / 205), True)
+    assert bars["peak memory over TRL's"] == (0.75, True)
+    assert [lever["gain"] for lever in found["levers"]] == [None, 2.0]
+    assert found["failed"] == {"litgpt": "OSError: no such thing"}
+
+
+def test_a_bar_that_is_missed_says_so(measured: Path, task: Task) -> None:
+    for number in (0, 1):
+        run(measured, task, "lora", number, 120.0, loss=1.1, peak=5e9)
+    found = report.summary(measured, task)
+    assert sum(not bar["met"] for bar in found["bars"]) == 4 + 1  # speed twice, loss, memory, and the peak's share
+    assert tables.page(found, task).count("**missed**") == 5
+
+
+def test_the_page_names_every_arm_that_ran_or_did_not(measured: Path, tmp_path: Path) -> None:
+    written = report.write(measured, tmp_path / "docs")
+    assert [path.name for path in written] == ["benchmark.json", "README.md", "benchmark.png"]
+    page = written[1].read_text()
+    assert all(arm in page for arm in ARMS) and "torchtune" in page and "OSError: no such thing" in page
+    assert str(tmp_path) not in page and written[2].stat().st_size > 10_000
+
+
+def test_seconds_to_a_loss() -> None:
+    validation = [(3, 10.0, 2.0), (6, 20.0, 1.0)]
+    assert report.seconds_to(validation, 1.5) == pytest.approx(15.0)
+    assert report.seconds_to(validation, 2.5) == 10.0 and report.seconds_to(validation, 0.5) is None
+
+
+def test_what_is_measured_is_not_measured_again(measured: Path, task: Task) -> None:
+    jobs = list(command.plan(measured, ["arms"], ["trl", "litgpt", "qlora"], rounds=1))
+    there = {job.file: command.done(measured / job.file, task.fingerprint) for job in jobs}
+    assert there == {"trl-0.json": True, "litgpt-0.json": False, "qlora-0.json": False}
+    assert not command.done(measured / "trl-0.json", "another task")
+
+
+def test_arms_take_turns_and_levers_stand_between_unchanged_runs(measured: Path) -> None:
+    arms = [job.file for job in command.plan(measured, ["arms"], ["trl", "lora"], rounds=2)]
+    assert arms == ["trl-0.json", "lora-0.json", "trl-1.json", "lora-1.json"]
+    levers = [job.file for job in command.plan(measured, ["levers"], [], rounds=5)]
+    assert levers[0] == f"lora-{UNCHANGED}-0.json" and levers[-1] == f"lora-{UNCHANGED}-1.json"
+    assert len(levers) == len(LEVERS) + 1
+
+
+def test_unknown_arm_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        command.main(["--arms", "trl,lorra"])
+    assert "there is no 'lorra'" in capsys.readouterr().err
+
+
+def test_kinds_of_operations() -> None:
+    told = {"aten::addmm_": "matrix products", "aten::_softmax": "attention", "aten::_log_softmax": "loss and scores"}
+    told |= {"aten::copy_": "copies and casts", "aten::silu": "norms, activations, sums"}
+    told |= {"aten::_fused_adamw_": "optimizer", "aten::empty_strided": "fresh memory"}
+    assert {name: profiled.kind(name) for name in told} == told
