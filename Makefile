@@ -13,11 +13,12 @@ NOTEBOOK ?= 01
 
 TOOLS := .venv-tools/.cookbook-tools
 WIDGETS := .venv-widgets/.cookbook-widgets
+UNSLOTH := .venv-unsloth/.cookbook-unsloth
 
 TRAINERS := llama-factory litgpt
 TRAINER := $(TRAINERS:%=.venv-%/.cookbook-trainer)
 
-.PHONY: demo test quality browser widgets tools bench trainers lab lint notebooks site clean
+.PHONY: demo test quality browser widgets tools unsloth bench trainers lab lint notebooks site clean
 .DEFAULT_GOAL := demo
 
 demo: $(CORE) ## fine-tune a real model and show what changed
@@ -38,6 +39,10 @@ widgets: $(WIDGETS) ## the widgets on the versions that Colab has
 
 tools: $(TOOLS) ## read the exports with Axolotl's, LLaMA-Factory's and Together's own code
 	@.venv-tools/bin/python -m pytest tests/tools
+
+unsloth: $(UNSLOTH) ## every notebook at smoke on Unsloth's older versions of the stack: the lower ends of our ranges
+	@PYTHONPATH=. .venv-unsloth/bin/python -m pytest -n $(WORKERS) --dist loadgroup tests/notebooks/test_smoke.py \
+	  tests/unit/test_fused.py tests/unit/test_answer_trainer.py tests/unit/test_memory.py
 
 bench: $(CORE) ## training, evaluation and memory beside other trainers, into docs/benchmark; about an hour
 	@$(PY) -m bench
@@ -97,6 +102,17 @@ $(TOOLS): pyproject.toml tests/tools/requirements.txt
 	@$(PYTHON) -m venv .venv-tools
 	@.venv-tools/bin/python -m pip install -q -e ".[test]"
 	@.venv-tools/bin/python -m pip install -q --no-deps -r tests/tools/requirements.txt
+	@touch $@
+
+# Unsloth trains on a CPU from 2026.10.9 on, which asks for a newer certifi than some indexes have. A torchvision made
+# for another torch breaks imports, and nothing here needs one.
+$(UNSLOTH): pyproject.toml
+	@echo "Making the environment .venv-unsloth (some minutes and about 2 GB, once)"
+	@$(PYTHON) -m venv .venv-unsloth
+	@.venv-unsloth/bin/python -m pip install -q "torch>=2.11,<2.14"
+	@.venv-unsloth/bin/python -m pip install -q -e ".[unsloth,test]"
+	@.venv-unsloth/bin/python -m pip install -q --no-deps unsloth==2026.10.9 unsloth_zoo==2026.10.9
+	@.venv-unsloth/bin/python -c 'import torchvision' 2> /dev/null || .venv-unsloth/bin/python -m pip uninstall -q -y torchvision
 	@touch $@
 
 .venv-%/.cookbook-trainer: bench/trainers/%.txt
