@@ -18,7 +18,7 @@ UNSLOTH := .venv-unsloth/.cookbook-unsloth
 TRAINERS := llama-factory litgpt
 TRAINER := $(TRAINERS:%=.venv-%/.cookbook-trainer)
 
-.PHONY: demo test quality browser widgets tools unsloth bench trainers lab lint notebooks site clean
+.PHONY: demo test quality browser widgets tools unsloth bench bench-gpu trainers lab lint notebooks site clean
 .DEFAULT_GOAL := demo
 
 demo: $(CORE) ## fine-tune a real model and show what changed
@@ -46,6 +46,9 @@ unsloth: $(UNSLOTH) ## every notebook at smoke on Unsloth's older versions of th
 
 bench: $(CORE) ## training, evaluation and memory beside other trainers, into docs/benchmark; about an hour
 	@$(PY) -m bench
+
+bench-gpu: $(CORE) ## speed and memory on a CUDA GPU, random weights in well-known shapes, into docs/benchmark/gpu.md
+	@$(PY) -m bench.gpu
 
 trainers: $(TRAINER) ## environments of other trainers, for bench
 
