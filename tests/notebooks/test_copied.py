@@ -50,7 +50,6 @@ class Place:
         variables = {k: v for k, v in os.environ.items() if not k.startswith(mine) or k == "COOKBOOK_CACHE"}
         variables |= {
             "PATH": f"{self.env / BIN}{os.pathsep}{variables['PATH']}",
-            "PIP_NO_INDEX": "1",  # nothing is fetched: what is pinned is there
             "JUPYTER_DATA_DIR": str(self.env / "jupyter"),  # a user's own kernels are another Python
         }
         python = str(self.env / BIN / "python")
@@ -87,7 +86,8 @@ def ran(folder: Path) -> results.Results:
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Place:
     """A copy with a wheel of the package, installed by the first command of its README."""
     place = Place(tmp_path_factory.mktemp("installed"), "--script")
-    place.call("-m", "pip", "install", "-r", "requirements.txt", cwd=place.folder)
+    pinned = ("--no-index", "-r", "requirements.txt")  # nothing is fetched: what is pinned is there
+    place.call("-m", "pip", "install", *pinned, cwd=place.folder)
     assert Path(place.call("-c", "import cookbook; print(cookbook.__file__)").strip()).parent.parent == place.site
     place.mark(place.site / "cookbook")
     return place
