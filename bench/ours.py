@@ -30,7 +30,7 @@ class Recipe:
         supervised_only: the answer's positions alone reach the head; else TRL's own loss.
         layers: inside `fused.layers`.
         head: the loss of `fused.nats` from a few positions at a time.
-        keep_memory: freed memory stays with the process.
+        keep_memory: freed memory stays with the process while it trains.
     """
 
     quantize: bool = False
@@ -134,7 +134,7 @@ def _levers(recipe: Recipe) -> Iterator[None]:
     kept = {name: getattr(fused, name) for name in ("layers", "_plain_head", "keep_memory")}
     try:
         if not recipe.layers:
-            fused.layers = lambda model: nullcontext()
+            fused.layers = lambda model: fused._kept()
         if not recipe.head:
             fused._plain_head = lambda model: None
         if not recipe.keep_memory:

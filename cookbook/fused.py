@@ -21,6 +21,7 @@ from transformers.activations import SiLUActivation
 from transformers.masking_utils import eager_mask
 from transformers.models.llama import modeling_llama
 
+from cookbook.ledger import release_memory
 from cookbook.models import head_reads
 
 PLAIN = "fused_plain"  # the attention below, as transformers calls it
@@ -28,7 +29,9 @@ LOSS_ROWS = 128  # positions whose scores over the vocabulary are held in fp32 a
 SILU = (SiLUActivation, torch.nn.SiLU)
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's mallopt
 MMAP_BYTES = 1 << 30  # only larger blocks are mapped, and unmapped, by themselves
+USUAL_BYTES = 32 << 20  # the same, as far as glibc raises it by itself
 NEVER = -1
+_keeps = False
 
 
 class Fused(NamedTuple):
@@ -69,7 +72,8 @@ def layers(model: torch.nn.Module) -> Iterator[Fused]:
             module.forward = forward
         if plain is not None:
             plain.set_attn_implementation(PLAIN)
-        yield Fused(**kinds, attention=plain is not None)
+        with _kept():
+            yield Fused(**kinds, attention=plain is not None)
     finally:
         for module in found:
             del module.forward
@@ -103,15 +107,35 @@ def nats(model: Any, inputs: dict[str, Any], answer: torch.Tensor, targets: torc
 
 
 def keep_memory() -> bool:
-    """Let this process keep freed memory for its next step instead of giving it back; whether that is possible.
+    """Let `layers` keep freed memory for the next step instead of giving it back; whether that is possible.
 
     Large tensors are otherwise mapped anew in every step, and the system clears each page at its first touch. Only
-    glibc can be told so. `ledger.release_memory` still gives back all that is free.
+    glibc can be told so. After the block, where sizes differ from batch to batch and what is kept would be holes,
+    memory is given back as before.
     """
-    if platform.libc_ver()[0] != "glibc":
-        return False
+    global _keeps
+    _keeps = platform.libc_ver()[0] == "glibc" and _limits(USUAL_BYTES, 2 * USUAL_BYTES)
+    return _keeps
+
+
+@contextmanager
+def _kept() -> Iterator[None]:
+    """Freed memory stays with the process, if `keep_memory` has been called."""
+    if not _keeps:
+        yield
+        return
+    _limits(MMAP_BYTES, NEVER)
+    try:
+        yield
+    finally:
+        _limits(USUAL_BYTES, 2 * USUAL_BYTES)
+        release_memory()
+
+
+def _limits(mapped: int, trimmed: int) -> bool:
+    """From how many bytes on glibc maps a block by itself, and gives back the free end of its heap."""
     libc = ctypes.CDLL(None)
-    return bool(libc.mallopt(M_MMAP_THRESHOLD, MMAP_BYTES) and libc.mallopt(M_TRIM_THRESHOLD, NEVER))
+    return bool(libc.mallopt(M_MMAP_THRESHOLD, mapped) and libc.mallopt(M_TRIM_THRESHOLD, trimmed))
 
 
 # LoRA
