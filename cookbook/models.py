@@ -17,11 +17,11 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from torch.nn.utils.rnn import pad_sequence
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.trainer_callback import PrinterCallback, TrainerCallback
 from transformers.utils import logging as transformers_logging
 
-from cookbook import assets, batching, softprompts
+from cookbook import assets, batching, engines, softprompts
 from cookbook.chat import PLAIN_TEMPLATE, Messages, render_full, render_prompt, token_ids
 from cookbook.fourbit import dense_weights
 
@@ -102,7 +102,12 @@ def load_tokenizer(model: str) -> PreTrainedTokenizerBase:
 
 
 def load(
-    model: str, *, dtype: torch.dtype, device: str = "cpu", quantization_config: Any = None
+    model: str,
+    *,
+    dtype: torch.dtype,
+    device: str = "cpu",
+    quantization_config: Any = None,
+    engine: str = "hf",
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """A causal language model in evaluation mode, and its tokenizer.
 
@@ -110,18 +115,27 @@ def load(
     without gradients would otherwise repack the weights in place, and later gradients would be wrong
     (`checks.gradients_survive_evaluation` measures it).
 
+    Args:
+        engine: one of `engines.NAMES`; Unsloth's 4-bit weights are NF4 whatever else `quantization_config` says.
+
     Raises:
         ModelError: no such model, or the Hub cannot be reached.
     """
     tokenizer = load_tokenizer(model)
     with explained(model):
-        loaded = AutoModelForCausalLM.from_pretrained(
-            resolve(model),
-            dtype=dtype,
-            device_map={"": device},
-            quantization_config=quantization_config,
-            use_safetensors=True,
-        )
+        folder = resolve(model)
+        if engine == "unsloth":
+            longest = context_length(AutoConfig.from_pretrained(folder))
+            four_bit = quantization_config is not None
+            loaded = engines.load(folder, dtype=dtype, device=device, max_length=longest, four_bit=four_bit)
+        else:
+            loaded = AutoModelForCausalLM.from_pretrained(
+                folder,
+                dtype=dtype,
+                device_map={"": device},
+                quantization_config=quantization_config,
+                use_safetensors=True,
+            )
     words = loaded.get_input_embeddings().num_embeddings
     if tokenizer.eos_token_id >= words:
         raise ModelError(f"MODEL {model}: its tokenizer has {len(tokenizer)} tokens, its embeddings {words}")
