@@ -40,9 +40,10 @@ widgets: $(WIDGETS) ## the widgets on the versions that Colab has
 tools: $(TOOLS) ## read the exports with Axolotl's, LLaMA-Factory's and Together's own code
 	@.venv-tools/bin/python -m pytest tests/tools
 
-unsloth: $(UNSLOTH) ## every notebook at smoke on Unsloth's older versions of the stack: the lower ends of our ranges
-	@PYTHONPATH=. .venv-unsloth/bin/python -m pytest -n $(WORKERS) --dist loadgroup tests/notebooks/test_smoke.py \
-	  tests/unit/test_fused.py tests/unit/test_answer_trainer.py tests/unit/test_memory.py
+unsloth: $(UNSLOTH) ## Unsloth as the engine of 01, and every notebook at smoke on its older versions of our stack
+	@PYTHONPATH=. .venv-unsloth/bin/python -m pytest -n $(WORKERS) --dist loadgroup \
+	  tests/notebooks/test_smoke.py tests/notebooks/test_unsloth.py \
+	  $(addprefix tests/unit/test_,engines.py fused.py answer_trainer.py memory.py)
 
 bench: $(CORE) ## training, evaluation and memory beside other trainers, into docs/benchmark; about an hour
 	@$(PY) -m bench
