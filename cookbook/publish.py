@@ -7,6 +7,7 @@ Parameters that the committed run sets apart from the defaults stand in the note
 
 from __future__ import annotations
 
+import argparse
 import base64
 import io
 import json
@@ -140,4 +141,9 @@ def main(names: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    asked = argparse.ArgumentParser(prog="python -m cookbook.publish", description=(__doc__ or "").splitlines()[0])
+    asked.add_argument("recipe", nargs="*", help="number, name or path of a notebook; none: all of them")
+    try:
+        sys.exit(main(asked.parse_args().recipe))
+    except recipes.RequestError as error:
+        sys.exit(str(error))
