@@ -109,7 +109,7 @@ $(TOOLS): pyproject.toml tests/tools/requirements.txt
 	@touch $@
 
 # Unsloth trains on a CPU from 2026.10.9 on, which asks for a newer certifi than some indexes have. A torchvision made
-# for another torch breaks imports, and nothing here needs one.
+# for another torch breaks imports, and a torchao warns of itself in every notebook; nothing here needs either.
 $(UNSLOTH): pyproject.toml
 	@echo "Making the environment .venv-unsloth (some minutes and about 2 GB, once)"
 	@$(PYTHON) -m venv .venv-unsloth
@@ -117,6 +117,7 @@ $(UNSLOTH): pyproject.toml
 	@.venv-unsloth/bin/python -m pip install -q -e ".[unsloth,test]"
 	@.venv-unsloth/bin/python -m pip install -q --no-deps unsloth==2026.10.9 unsloth_zoo==2026.10.9
 	@.venv-unsloth/bin/python -c 'import torchvision' 2> /dev/null || .venv-unsloth/bin/python -m pip uninstall -q -y torchvision
+	@.venv-unsloth/bin/python -m pip uninstall -q -y torchao
 	@touch $@
 
 .venv-%/.cookbook-trainer: bench/trainers/%.txt

@@ -69,8 +69,8 @@ def test_answers_are_those_of_the_forward_whatever_the_padding(made: tuple[Any, 
     assert base != expected, "the virtual tokens must matter for this test to say anything"
 
 
-def test_peft_itself_counts_the_padding(llama: Path) -> None:
-    """The fault that `softprompts.generate` is there for; once PEFT is mended, it is not needed any more."""
+def test_peft_itself_answers_otherwise(llama: Path) -> None:
+    """The fault that `softprompts.generate` is there for: with transformers up to 5.23 only under padding."""
     model, tokenizer = soft(llama, "prompt")
     ids = token_ids(tokenizer, [render_prompt(tokenizer, p) for p in PROMPTS])
     batch = tokenizer.pad({"input_ids": ids}, return_tensors="pt")
@@ -78,7 +78,7 @@ def test_peft_itself_counts_the_padding(llama: Path) -> None:
     theirs = tokenizer.batch_decode(out[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
     expected = [greedy(model, tokenizer, prompt, 10) for prompt in PROMPTS]
     wrong = [i for i, (a, b) in enumerate(zip(theirs, expected, strict=True)) if a.strip() != b]
-    assert wrong and int(np.argmax([len(i) for i in ids])) not in wrong, "the longest row has no padding"
+    assert wrong
 
 
 def test_next_tokens_are_those_of_the_forward(made: tuple[Any, Any]) -> None:
