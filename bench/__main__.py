@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from bench.levers import LEVERS, UNCHANGED
 PARTS = ("arms", "levers", "evaluation", "profile", "overhead", "report")
 PROFILED = (BASELINE, "lora")
 OVERHEAD_ROUNDS = 2
+LIMIT = 1800.0  # seconds of one process
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,8 @@ class Job:
     words: tuple[str, ...]
     seconds: float
     python: str = sys.executable
-    limit: float = 1800.0
+    limit: float = LIMIT
+    environment: dict[str, str] = field(default_factory=dict)
 
 
 def interpreter(arm: str) -> str | None:
@@ -52,21 +54,26 @@ def plan(folder: Path, parts: list[str], arms: list[str], rounds: int) -> Iterat
     """The jobs in the order in which they are done: arms take turns, so that a slow hour slows all of them."""
     task = str(folder / "task.json")
 
-    def one(name: str, number: int, limit: float = 1800.0) -> Job:
-        arm = name.partition(":")[0]
+    def one(arm: str, number: int, lever: str = "") -> Job:
+        name, how = f"{arm}:{lever}".rstrip(":"), LEVERS[lever or UNCHANGED]
         file = f"{name.replace(':', '-')}-{number}.json"
         words = ("-m", "bench.one", name, str(number), task, str(folder / file))
-        return Job(file, words, ARMS[arm].seconds, interpreter(arm) or "", limit)
+        limit = how.limit if lever else LIMIT
+        return Job(file, words, ARMS[arm].seconds, interpreter(arm) or "", limit, how.environment)
 
     if "arms" in parts:
         yield from (one(arm, number) for number in range(rounds) for arm in arms)
     if "levers" in parts:
-        yield one(f"lora:{UNCHANGED}", 0)  # before and after all others
-        yield from (one(f"lora:{name}", 0, lever.limit) for name, lever in LEVERS.items() if name != UNCHANGED)
-        yield one(f"lora:{UNCHANGED}", 1)
+        here = machine.words()
+        yield one("lora", 0, UNCHANGED)  # before and after all others
+        yield from (
+            one("lora", 0, name) for name, lever in LEVERS.items() if name != UNCHANGED and lever.needs in here
+        )
+        yield one("lora", 1, UNCHANGED)
+        yield Job("products.json", ("-m", "bench.products", task, str(folder / "products.json")), 40.0)
     if "evaluation" in parts:
         out = str(folder / "evaluation.json")
-        yield Job("evaluation.json", ("-m", "bench.evaluation", task, out), 120.0)
+        yield Job("evaluation.json", ("-m", "bench.evaluation", task, out), 300.0)
     if "profile" in parts:
         for arm in PROFILED:
             file = f"profile-{arm}.json"
@@ -90,7 +97,7 @@ def done(file: Path, fingerprint: str) -> bool:
 
 def run(job: Job, folder: Path, threads: int) -> float:
     """Start one job and wait; its seconds. What it said goes to a log beside its result, an error also into that."""
-    environment = os.environ | {"OMP_NUM_THREADS": str(threads), "PYTHONPATH": str(tasks.ROOT)}
+    environment = os.environ | {"OMP_NUM_THREADS": str(threads), "PYTHONPATH": str(tasks.ROOT)} | job.environment
     file, log, start = folder / job.file, (folder / job.file).with_suffix(".log"), time.perf_counter()
     file.unlink(missing_ok=True)
     with log.open("w", encoding="utf-8") as said:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from bench import ours
@@ -18,6 +18,8 @@ class Lever:
     recipe: ours.Recipe
     kept: bool  # in the notebook; this run is the one without it
     limit: float = 600.0  # seconds, after which it is ended
+    environment: dict[str, str] = field(default_factory=dict)  # variables of its process
+    needs: str = ""  # an instruction set, as bench/machine.py names it
 
     def train(self, task: Task, clock: Clock) -> None:
         ours.train(task, clock, self.recipe)
@@ -28,7 +30,7 @@ def _set(**settings: Any) -> tuple[tuple[str, Any], ...]:
 
 
 # Each taken away, or, where the notebook does not have it, added.
-UNCHANGED = "unchanged"
+UNCHANGED, NARROW, COMPILED = "unchanged", "no-matrix-unit", "compiled"
 LEVERS: dict[str, Lever] = {
     UNCHANGED: Lever("nothing changed", ours.Recipe(), True),
     "fp32": Lever("dtype by measurement → fp32", ours.Recipe(dtype="float32"), True),
@@ -56,10 +58,23 @@ LEVERS: dict[str, Lever] = {
         ),
         False,
     ),
-    "compiled": Lever(
+    COMPILED: Lever(
         "eager PyTorch → torch.compile, without fused layers and head",
         ours.Recipe(layers=False, head=False, settings=_set(torch_compile=True)),
         False,
         240.0,
+    ),
+    "pinned": Lever(
+        "threads where the system puts them → each held to a core",
+        ours.Recipe(),
+        False,
+        environment={"OMP_PROC_BIND": "close", "OMP_PLACES": "cores"},
+    ),
+    NARROW: Lever(
+        "the processor's matrix unit (AMX) → AVX-512 BF16 alone",
+        ours.Recipe(),
+        True,
+        environment={"ONEDNN_MAX_CPU_ISA": "AVX512_CORE_BF16"},
+        needs="AMX BF16",
     ),
 }

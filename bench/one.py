@@ -14,6 +14,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from bench import machine
 from bench import task as tasks
 from bench.watch import Clock
 
@@ -31,6 +32,8 @@ def run(name: str, number: int, task: tasks.Task, clock: Clock) -> dict[str, Any
     try:
         (LEVERS[lever].train if lever else ARMS[arm].train)(task, clock)
         record |= clock.result()
+        if lever and LEVERS[lever].environment:
+            record["peaks"] = machine.peaks()  # which the change may move as well
         if record["tokens"] != task.tokens or record["supervised"] not in (None, task.supervised):
             seen = f"{record['tokens']} tokens, {record['supervised']} of them supervised"
             raise ValueError(f"the task has {task.tokens} and {task.supervised}, this arm learnt from {seen}")

@@ -10,7 +10,7 @@ from typing import Any
 
 from bench import tables
 from bench.arms import ARMS, BASELINE, OURS
-from bench.levers import LEVERS, UNCHANGED
+from bench.levers import COMPILED, LEVERS, NARROW, UNCHANGED
 from bench.task import ROOT, Task, read
 
 FOLDER = ROOT / "docs" / "benchmark"
@@ -48,6 +48,9 @@ def summary(measured: Path, task: Task) -> dict[str, Any]:
         "arms": arms,
         "failed": {arm: _error(files, arm) for arm in ARMS if arm not in arms and _error(files, arm)},
         "levers": _levers(files),
+        "compiled": _compiled(files),
+        "products": _products(files, machine, task),
+        "narrow": _narrow(files, machine),
         "evaluation": files.get("evaluation", {}),
         "overhead": _overhead(files),
         "profile": {arm: files[f"profile-{arm}"] for arm in ARMS if f"profile-{arm}" in files},
@@ -121,6 +124,39 @@ def _levers(files: dict[str, Any]) -> list[dict[str, Any]]:
     same = {"lever": LEVERS[UNCHANGED].words, "kept": True, "tokens_per_second": rate, "gain": None}
     same |= {name: mean(f[name] for f in found) for name in ("peak_bytes", "validation_loss")}
     return [same, *sorted(rows, key=lambda row: -row.get("gain", 0))]
+
+
+def _compiled(files: dict[str, Any]) -> dict[str, Any]:
+    """What compiling costs in the first half of the steps, and what each step of the second half gains by it."""
+    run, plain = files.get(f"lora-{COMPILED}-0"), files.get(f"lora-{UNCHANGED}-0")
+    if not run or run.get("error") or not plain or plain.get("error"):
+        return {}
+    half = len(plain["step_seconds"]) // 2
+    later = [a - b for a, b in zip(plain["step_seconds"], run["step_seconds"], strict=True)]
+    cost, gain = -sum(later[:half]), mean(later[half:])
+    return {"cost": cost, "gain": gain, "steps": half + cost / gain if gain > 0 else None}
+
+
+def _products(files: dict[str, Any], machine: dict[str, Any], task: Task) -> dict[str, Any]:
+    """The products alone, and the share of the peak that a step of nothing else would reach."""
+    found = files.get("products")
+    if not found or found.get("error"):
+        return {}
+    flops = machine["flops_per_token"] * task.tokens / task.steps
+    return found | {"mfu": flops / found["seconds"] / (max(machine["peaks"].values()) * 1e9)}
+
+
+def _narrow(files: dict[str, Any], machine: dict[str, Any]) -> dict[str, Any]:
+    """The share of the peak without the processor's matrix unit, which is that of processors that have none."""
+    run = files.get(f"lora-{NARROW}-0")
+    if not run or run.get("error"):
+        return {}
+    peaks = run["peaks"]
+    return {
+        "tokens_per_second": run["tokens_per_second"],
+        "peaks": peaks,
+        "mfu": run["tokens_per_second"] * machine["flops_per_token"] / (max(peaks.values()) * 1e9),
+    }
 
 
 def _overhead(files: dict[str, Any]) -> dict[str, Any]:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from bench.arms import ARMS, BASELINE
-from bench.task import Task
+from bench.task import ROOT, Task
 
+GPU_PAGE = ROOT / "docs" / "benchmark" / "gpu.md"
 LEFT_OUT = {
     "torchtune": "its last release, 0.6.1, imports only beside torchao up to 0.14, and its development was stopped "
     "in 2025 (meta-pytorch/torchtune, issue 2883)",
@@ -34,6 +35,7 @@ def page(found: dict[str, Any], task: Task) -> str:
         "is the loss that all are timed to.*",
         _missing(found),
         _levers(found),
+        _apart(found),
         _profile(found),
         _evaluation(found),
         _versions(found),
@@ -62,12 +64,25 @@ def _bars(found: dict[str, Any]) -> str:
         return ""
     text = "## What was aimed at\n\n" + table(["", "aim", "measured", ""], rows)
     if any("MFU" in bar["what"] and not bar["met"] for bar in found["bars"]):
-        peak = max(found["peak_gflops"].values())
+        text += "\n\n" + _peak(found)
+    return text
+
+
+def _peak(found: dict[str, Any]) -> str:
+    """Why a small model keeps a fast processor waiting, in the numbers that were measured."""
+    peak = max(found["peak_gflops"].values())
+    text = (
+        f"The peak is {peak:,.0f} GFLOP/s, of large square products; a token of this model costs "
+        f"{found['flops_per_token'] / 1e9:.2f} GFLOP. Its own products are narrow (576 wide, LoRA's 16), and "
+        "between them lie norms, activations, attention and LoRA's sums, bound by memory and not by arithmetic: "
+        "the faster a processor multiplies, the smaller the share of its peak that a small model reaches."
+    )
+    if narrow := found["narrow"]:
+        most, floats = max(narrow["peaks"].values()), narrow["peaks"]
         text += (
-            f"\n\nThe peak is {peak:,.0f} GFLOP/s, of large square products; a token of this model costs "
-            f"{found['flops_per_token'] / 1e9:.2f} GFLOP. Its own products are narrow (576 wide, LoRA's 16), and "
-            "between them lie norms, activations, attention and LoRA's sums, bound by memory and not by arithmetic: "
-            "the faster a processor multiplies, the smaller the share of its peak that a small model reaches."
+            f" **The same cores without their matrix unit** (`ONEDNN_MAX_CPU_ISA=AVX512_CORE_BF16`) have a peak of "
+            f"{most:,.0f} GFLOP/s (bf16 {floats['bfloat16']:,.0f}, fp32 {floats['float32']:,.0f}); the same recipe "
+            f"then does {narrow['tokens_per_second']:.0f} tokens/s, an MFU of {narrow['mfu']:.2f}."
         )
     return text
 
@@ -107,6 +122,8 @@ def _missing(found: dict[str, Any]) -> str:
     rows += [f"- {name}: it failed here: {why}" for name, why in found["failed"].items()]
     absent = [a for a in ARMS if a not in found["arms"] and a not in found["failed"]]
     rows += [f"- {name}: not measured here." for name in absent]
+    if not GPU_PAGE.is_file():
+        rows += ["- GPUs: `make bench-gpu` measures one, into gpu.md beside this page; it has not been run yet."]
     return "## What is not in the table\n\n" + "\n".join(rows)
 
 
@@ -123,11 +140,50 @@ def _levers(found: dict[str, Any]) -> str:
         memory, loss = f"{lever['peak_bytes'] / 1e9:.2f}", f"{lever['validation_loss']:.3f}"
         rows.append([lever["lever"], f"{lever['tokens_per_second']:.0f}", gain, memory, loss, kept])
     head = ["one change to the arm `lora`", "tokens/s then", "what the lever gives, ×", "peak GB", "loss", "kept"]
-    return (
-        "## What each lever gives\n\n"
-        + table(head, rows)
-        + "\n\nOne run each, beside two of the unchanged arm: a few hundredths are noise. A kept lever is taken "
+    text = "## What each lever gives\n\n" + table(head, rows)
+    text += (
+        "\n\nOne run each, beside two of the unchanged arm: a few hundredths are noise. A kept lever is taken "
         "away, any other is added."
+    )
+    if told := found["compiled"]:
+        text += (
+            f" Compiling costs {told['cost']:.0f} s in the first half of these steps; after that a step is "
+            f"{abs(told['gain']):.2f} s {'shorter' if told['gain'] > 0 else 'longer'} than the unchanged one, so it "
+            + (f"pays from step {told['steps']:.0f} on." if told["steps"] else "never pays here.")
+        )
+    return text
+
+
+def _apart(found: dict[str, Any]) -> str:
+    """Levers measured without a training, and what the products alone allow."""
+    told = found["products"]
+    if not told:
+        return ""
+    rows = [
+        [
+            lever["lever"],
+            "" if lever["gain"] is None else f"{lever['gain']:.2f}",
+            lever["what"],
+            "yes" if lever["kept"] else "no",
+        ]
+        for lever in told["apart"]
+    ]
+    shapes = [
+        [
+            f"{s['inputs']} → {s['outputs']}",
+            str(s["layers"]),
+            *(f"{s[way]['gflops']:,.0f} ({s[way]['packed_gflops']:,.0f})" for way in ("forward", "backward")),
+        ]
+        for s in told["shapes"]
+    ]
+    return (
+        "**Measured apart**, without a training:\n\n"
+        + table(["lever", "gives, ×", "measured", "kept"], rows)
+        + f"\n\nThe frozen layers' products, {told['rows']:,} rows at a time, GFLOP/s, pre-packed in brackets; the "
+        "best of many, with nothing between them:\n\n"
+        + table(["shape", "layers", "forward", "backward"], shapes)
+        + f"\n\nA step of these products and nothing else would take {told['seconds']:.2f} s, and reach an MFU of "
+        f"{told['mfu']:.2f}."
     )
 
 
@@ -163,6 +219,7 @@ def _evaluation(found: dict[str, Any]) -> str:
             f"{rate['one by one']:.0f} one by one with `generate`: **{told['ratio']:.1f} times**. {told['same']:.0%} "
             "of the answers are the same to the letter; the others differ by how sums of bf16 round in a batch."
         )
+        parts.append(_generation(told["levers"]))
     if over := found["overhead"]:
         seconds = over["seconds"]
         parts.append(
@@ -171,6 +228,24 @@ def _evaluation(found: dict[str, Any]) -> str:
             f"{over['rounds']} runs each; their scores are {'the same' if over['same'] else 'NOT the same'}."
         )
     return "## Evaluation, and the notebook itself\n\n" + "\n\n".join(parts) if parts else ""
+
+
+def _generation(levers: list[dict[str, Any]]) -> str:
+    rows = [
+        [
+            lever["lever"],
+            *(f"{lever['seconds'][way]:.1f}" for way in ("with", "without")),
+            f"{lever['gain']:.2f}",
+            "yes" if lever["kept"] else "no",
+        ]
+        for lever in levers
+    ]
+    return (
+        table(["lever of generation", "s with", "s without", "gives, ×", "kept"], rows)
+        + "\n\nOne run each. A merged adapter rounds its sum with the weights, so the notebooks score the adapter as "
+        "it was trained, and compare the merged model with it when it ships. A static cache is not used together "
+        "with what is read once."
+    )
 
 
 def _versions(found: dict[str, Any]) -> str:

@@ -11,9 +11,9 @@ import pytest
 import torch
 
 import bench.__main__ as command
-from bench import machine, profiled, report, tables
+from bench import evaluation, machine, products, profiled, report, tables
 from bench.arms import ARMS
-from bench.levers import LEVERS, UNCHANGED
+from bench.levers import COMPILED, LEVERS, NARROW, UNCHANGED
 from bench.task import Row, Task, read
 from bench.watch import Clock, validation_loss
 
@@ -56,13 +56,14 @@ def run(
     loss: float = 1.0,
     peak: float = 1e9,
     lever: str = "",
+    **more: Any,
 ) -> None:
     name = f"{arm}-{lever}-{number}" if lever else f"{arm}-{number}"
     seconds = 1000 / rate
     fields = {"arm": arm, "lever": lever, "round": number, "task": task.fingerprint, "seconds": seconds}
     fields |= {"tokens_per_second": rate, "validation_loss": loss, "peak_bytes": peak, "ready_seconds": 1.0}
     fields |= {"validation": [[1, seconds / 2, 2.0], [2, seconds, loss]], "versions": {"torch": "2"}}
-    put(folder, name, **fields)
+    put(folder, name, **fields | more)
 
 
 def test_the_clock_leaves_out_what_is_paused() -> None:
@@ -148,6 +149,51 @@ def test_the_page_names_every_arm_that_ran_or_did_not(measured: Path, tmp_path: 
     assert str(tmp_path) not in page and written[2].stat().st_size > 10_000
 
 
+def test_compiling_pays_after_the_steps_that_it_costs(measured: Path, task: Task) -> None:
+    run(measured, task, "lora", 0, 500.0, lever=UNCHANGED, step_seconds=[2.0, 1.0, 1.0, 1.0])
+    assert report.summary(measured, task)["compiled"] == {}
+    run(measured, task, "lora", 0, 500.0, lever=COMPILED, step_seconds=[12.0, 1.0, 0.5, 0.5])
+    assert report.summary(measured, task)["compiled"] == {"cost": 10.0, "gain": 0.5, "steps": 22.0}
+    assert "it pays from step 22 on" in tables.page(report.summary(measured, task), task)
+    run(measured, task, "lora", 0, 500.0, lever=COMPILED, step_seconds=[12.0, 1.0, 1.5, 1.5])
+    assert "it never pays here" in tables.page(report.summary(measured, task), task)
+
+
+def test_the_share_of_the_peak_without_the_matrix_unit(measured: Path, task: Task) -> None:
+    peaks = {"float32": 2.0, "bfloat16": 1.0}
+    run(measured, task, "lora", 0, 100.0, lever=NARROW, peaks=peaks)
+    run(measured, task, "lora", 0, 120.0)
+    run(measured, task, "lora", 1, 120.0)
+    found = report.summary(measured, task)
+    assert found["narrow"]["mfu"] == pytest.approx(100 * 8e6 / 2e9) and found["arms"]["lora"]["mfu"] < 0.35
+    assert "an MFU of 0.40" in tables.page(found, task)
+
+
+def test_products_of_the_models_shapes_and_levers_measured_apart(measured: Path, task: Task) -> None:
+    found = products.measure(task)
+    layers = products.linear_layers(task)
+    assert sum(shape["layers"] for shape in found["shapes"]) == len(layers)
+    assert {(shape["inputs"], shape["outputs"]) for shape in found["shapes"]} == set(layers.values())
+    assert found["seconds"] > 0 and len(found["apart"]) == 4
+    put(measured, "products", **found)
+    page = tables.page(report.summary(measured, task), task)
+    assert all(lever["lever"] in page for lever in found["apart"]) and "Measured apart" in page
+
+
+def test_each_means_of_generation_is_tried_with_it_and_without(
+    measured: Path, task: Task, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(evaluation, "NEW_TOKENS", 4)
+    monkeypatch.setattr(evaluation, "MANY_TOKENS", 6)
+    found = evaluation.measure(task, questions=3)
+    assert found["questions"] == 3 and found["ratio"] > 0
+    for lever in found["levers"]:
+        assert lever["gain"] == lever["seconds"]["without"] / lever["seconds"]["with"]
+    put(measured, "evaluation", **found)
+    page = tables.page(report.summary(measured, task), task)
+    assert all(lever["lever"] in page for lever in found["levers"]) and len(found["levers"]) == 6
+
+
 def test_seconds_to_a_loss() -> None:
     validation = [(3, 10.0, 2.0), (6, 20.0, 1.0)]
     assert report.seconds_to(validation, 1.5) == pytest.approx(15.0)
@@ -161,12 +207,19 @@ def test_what_is_measured_is_not_measured_again(measured: Path, task: Task) -> N
     assert not command.done(measured / "trl-0.json", "another task")
 
 
-def test_arms_take_turns_and_levers_stand_between_unchanged_runs(measured: Path) -> None:
+@pytest.mark.parametrize(("here", "left_out"), [("2 cores, AVX2", 1), ("2 cores, AVX2, AMX BF16", 0)])
+def test_arms_take_turns_and_levers_stand_between_unchanged_runs(
+    measured: Path, monkeypatch: pytest.MonkeyPatch, here: str, left_out: int
+) -> None:
+    monkeypatch.setattr(machine, "words", lambda: here)
     arms = [job.file for job in command.plan(measured, ["arms"], ["trl", "lora"], rounds=2)]
     assert arms == ["trl-0.json", "lora-0.json", "trl-1.json", "lora-1.json"]
-    levers = [job.file for job in command.plan(measured, ["levers"], [], rounds=5)]
-    assert levers[0] == f"lora-{UNCHANGED}-0.json" and levers[-1] == f"lora-{UNCHANGED}-1.json"
-    assert len(levers) == len(LEVERS) + 1
+    *levers, last = command.plan(measured, ["levers"], [], rounds=5)
+    files = [job.file for job in levers]
+    assert files[0] == f"lora-{UNCHANGED}-0.json" and files[-1] == f"lora-{UNCHANGED}-1.json"
+    assert len(files) == len(LEVERS) + 1 - left_out and last.file == "products.json"
+    assert (f"lora-{NARROW}-0.json" in files) == (not left_out)
+    assert next(job for job in levers if "pinned" in job.file).environment["OMP_PLACES"] == "cores"
 
 
 def test_unknown_arm_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
