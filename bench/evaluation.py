@@ -10,7 +10,6 @@ import json
 import sys
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -18,7 +17,7 @@ from unittest.mock import patch
 from bench.task import Task, read
 
 QUESTIONS, NEW_TOKENS = 48, 64
-FEW, MANY_TOKENS = 16, 160  # rows a batch where sorting is to matter; a limit that most answers end before
+FEW, MANY_TOKENS, SHOTS = 16, 160, 4  # rows a batch where sorting is to matter; a limit; worked examples
 
 
 def measure(task: Task, questions: int = QUESTIONS) -> dict[str, Any]:
@@ -73,28 +72,34 @@ def levers(task: Task, model: Any, tokenizer: Any, prompts: list[Any]) -> list[d
         return [answer for part in parts for answer in answered(which=part)]
 
     def patched(name: str, value: Any, **given: Any) -> list[str]:
-        with ExitStack() as stack:
-            stack.enter_context(patch(f"cookbook.{name}", value))
+        with patch(f"cookbook.{name}", value):
             return answered(**given)
 
+    worked = [turn for row in task.train[-SHOTS:] for turn in (row.prompt[-1], row.completion[0])]
+    shown = [[*prompt[:-1], *worked, prompt[-1]] for prompt in prompts]  # with worked examples
     never = [model.get_input_embeddings().num_embeddings - 1]  # a token that is not written
 
     def tried(words: str, kept: bool, with_it: Callable[[], Any], without: Callable[[], Any]) -> dict[str, Any]:
         seconds = {name: timed(way)[1] for name, way in (("with", with_it), ("without", without))}
         return {"lever": words, "kept": kept, "seconds": seconds, "gain": seconds["without"] / seconds["with"]}
 
-    def no_prefix() -> list[str]:
-        return patched("batching.shared_prefix", lambda *_: [])
+    def no_prefix(**given: Any) -> list[str]:
+        return patched("batching.shared_prefix", lambda *_: [], **given)
 
     found = [
         tried("48 rows a batch, not 16", True, answered, lambda: answered(batch_size=FEW)),
         tried("rows of a batch alike in length, not as they come", True, lambda: answered(batch_size=FEW), in_parts),
-        tried("what all prompts begin with is read once", True, answered, no_prefix),
         tried(
-            f"a batch ends when all its answers have (limit {MANY_TOKENS})",
+            f"what all prompts begin with is read once ({SHOTS} worked examples)",
             True,
-            lambda: answered(limit=MANY_TOKENS),
-            lambda: patched("models._stops", lambda *_: never, limit=MANY_TOKENS),
+            lambda: answered(which=shown),
+            lambda: no_prefix(which=shown),
+        ),
+        tried(
+            f"a batch ends when all its answers have ({SHOTS} worked examples, limit {MANY_TOKENS})",
+            True,
+            lambda: answered(which=shown, limit=MANY_TOKENS),
+            lambda: patched("models._stops", lambda *_: never, which=shown, limit=MANY_TOKENS),
         ),
         tried(
             "static cache",

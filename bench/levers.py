@@ -62,13 +62,19 @@ LEVERS: dict[str, Lever] = {
         "eager PyTorch → torch.compile, without fused layers and head",
         ours.Recipe(layers=False, head=False, settings=_set(torch_compile=True)),
         False,
-        240.0,
+        environment={"ACCELERATE_DYNAMO_USE_DYNAMIC": "true"},  # one graph for rows of all lengths
     ),
     "pinned": Lever(
         "threads where the system puts them → each held to a core",
         ours.Recipe(),
         False,
         environment={"OMP_PROC_BIND": "close", "OMP_PLACES": "cores"},
+    ),
+    "huge-pages": Lever(
+        "small pages of memory → huge ones (`THP_MEM_ALLOC_ENABLE`)",
+        ours.Recipe(),
+        False,
+        environment={"THP_MEM_ALLOC_ENABLE": "1"},
     ),
     NARROW: Lever(
         "the processor's matrix unit (AMX) → AVX-512 BF16 alone",

@@ -49,7 +49,7 @@ def summary(measured: Path, task: Task) -> dict[str, Any]:
         "failed": {arm: _error(files, arm) for arm in ARMS if arm not in arms and _error(files, arm)},
         "levers": _levers(files),
         "compiled": _compiled(files),
-        "products": _products(files, machine, task),
+        "products": _products(files, machine),
         "narrow": _narrow(files, machine),
         "evaluation": files.get("evaluation", {}),
         "overhead": _overhead(files),
@@ -137,13 +137,18 @@ def _compiled(files: dict[str, Any]) -> dict[str, Any]:
     return {"cost": cost, "gain": gain, "steps": half + cost / gain if gain > 0 else None}
 
 
-def _products(files: dict[str, Any], machine: dict[str, Any], task: Task) -> dict[str, Any]:
-    """The products alone, and the share of the peak that a step of nothing else would reach."""
-    found = files.get("products")
-    if not found or found.get("error"):
+def _products(files: dict[str, Any], machine: dict[str, Any]) -> dict[str, Any]:
+    """The products alone, the share of the peak that they reach, and what each lever gives to an unchanged step."""
+    found, plain = files.get("products"), files.get(f"lora-{UNCHANGED}-0")
+    if not found or found.get("error") or not plain or plain.get("error"):
         return {}
-    flops = machine["flops_per_token"] * task.tokens / task.steps
-    return found | {"mfu": flops / found["seconds"] / (max(machine["peaks"].values()) * 1e9)}
+    step = plain["seconds"] / len(plain["step_seconds"])
+    apart = [
+        lever | {"gain": 1 + lever["saved"] / step if lever["kept"] else step / (step - lever["saved"])}
+        for lever in found["apart"]
+    ]
+    peak = max(machine["peaks"].values()) * 1e9
+    return found | {"apart": apart, "step": step, "mfu": found["flops"] / found["seconds"] / peak}
 
 
 def _narrow(files: dict[str, Any], machine: dict[str, Any]) -> dict[str, Any]:

@@ -73,9 +73,17 @@ def _peak(found: dict[str, Any]) -> str:
     peak = max(found["peak_gflops"].values())
     text = (
         f"The peak is {peak:,.0f} GFLOP/s, of large square products; a token of this model costs "
-        f"{found['flops_per_token'] / 1e9:.2f} GFLOP. Its own products are narrow (576 wide, LoRA's 16), and "
-        "between them lie norms, activations, attention and LoRA's sums, bound by memory and not by arithmetic: "
-        "the faster a processor multiplies, the smaller the share of its peak that a small model reaches."
+        f"{found['flops_per_token'] / 1e9:.2f} GFLOP."
+    )
+    if told := found["products"]:
+        text += (
+            f" The products with frozen weights could be had in {told['seconds']:.2f} s of a step's "
+            f"{told['step']:.2f} s, if all that they read lay in the cache."
+        )
+    text += (
+        " Between them lie norms, activations, attention, LoRA's sums and the moving of all that, bound by memory "
+        "and not by arithmetic: the faster a processor multiplies, the smaller the share of its peak that a small "
+        "model reaches."
     )
     if narrow := found["narrow"]:
         most, floats = max(narrow["peaks"].values()), narrow["peaks"]
@@ -162,7 +170,7 @@ def _apart(found: dict[str, Any]) -> str:
     rows = [
         [
             lever["lever"],
-            "" if lever["gain"] is None else f"{lever['gain']:.2f}",
+            f"{lever['gain']:.3f}",
             lever["what"],
             "yes" if lever["kept"] else "no",
         ]
@@ -178,12 +186,12 @@ def _apart(found: dict[str, Any]) -> str:
     ]
     return (
         "**Measured apart**, without a training:\n\n"
-        + table(["lever", "gives, ×", "measured", "kept"], rows)
+        + table(["lever", "gives a step, ×", "measured", "kept"], rows)
         + f"\n\nThe frozen layers' products, {told['rows']:,} rows at a time, GFLOP/s, pre-packed in brackets; the "
         "best of many, with nothing between them:\n\n"
         + table(["shape", "layers", "forward", "backward"], shapes)
-        + f"\n\nA step of these products and nothing else would take {told['seconds']:.2f} s, and reach an MFU of "
-        f"{told['mfu']:.2f}."
+        + f"\n\nTogether they take {told['seconds']:.2f} s a step, at {told['mfu']:.2f} of the peak; a step of the "
+        f"unchanged arm takes {told['step']:.2f} s."
     )
 
 

@@ -62,7 +62,11 @@ def run(
     seconds = 1000 / rate
     fields = {"arm": arm, "lever": lever, "round": number, "task": task.fingerprint, "seconds": seconds}
     fields |= {"tokens_per_second": rate, "validation_loss": loss, "peak_bytes": peak, "ready_seconds": 1.0}
-    fields |= {"validation": [[1, seconds / 2, 2.0], [2, seconds, loss]], "versions": {"torch": "2"}}
+    fields |= {
+        "step_seconds": [seconds / 2] * 2,
+        "validation": [[1, seconds / 2, 2.0], [2, seconds, loss]],
+        "versions": {"torch": "2"},
+    }
     put(folder, name, **fields | more)
 
 
@@ -176,6 +180,9 @@ def test_products_of_the_models_shapes_and_levers_measured_apart(measured: Path,
     assert {(shape["inputs"], shape["outputs"]) for shape in found["shapes"]} == set(layers.values())
     assert found["seconds"] > 0 and len(found["apart"]) == 4
     put(measured, "products", **found)
+    run(measured, task, "lora", 0, 500.0, lever=UNCHANGED, step_seconds=[1.0, 1.0])
+    packed, *_, reference = report.summary(measured, task)["products"]["apart"]
+    assert packed["gain"] == pytest.approx(1 / (1 - packed["saved"])) and reference["gain"] == 1 + reference["saved"]
     page = tables.page(report.summary(measured, task), task)
     assert all(lever["lever"] in page for lever in found["apart"]) and "Measured apart" in page
 
