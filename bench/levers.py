@@ -62,7 +62,8 @@ LEVERS: dict[str, Lever] = {
         "eager PyTorch → torch.compile, without fused layers and head",
         ours.Recipe(layers=False, head=False, settings=_set(torch_compile=True)),
         False,
-        environment={"ACCELERATE_DYNAMO_USE_DYNAMIC": "true"},  # one graph for rows of all lengths
+        300.0,
+        {"ACCELERATE_DYNAMO_USE_DYNAMIC": "true"},  # one graph for rows of all lengths
     ),
     "pinned": Lever(
         "threads where the system puts them → each held to a core",
