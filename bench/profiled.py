@@ -18,14 +18,14 @@ STEP = 6  # the one that is looked at; the first ones make what later ones reuse
 # The first kind whose names an operation's name contains.
 KINDS = {
     "optimizer": ("adamw", "_foreach", "optimizer", "clip_grad"),
-    "matrix products": ("mm", "linear", "gemm", "_Lora", "dequantize"),
+    "matrix products": ("mm", "linear", "gemm", "Lora", "dequantize"),
     "attention": ("scaled_dot_product", "_softmax"),
-    "loss and scores": ("log_softmax", "nll_loss", "logsumexp", "cross_entropy", "entropy", "argmax", "_Nats"),
+    "loss and scores": ("log_softmax", "nll_loss", "logsumexp", "cross_entropy", "entropy", "argmax", "Nats"),
     "copies and casts": ("copy_", "clone", "contiguous", "cat", "index", "gather", "scatter", "embedding", "repeat"),
     "fresh memory": ("empty", "fill_", "zero_", "zeros", "resize"),
     "norms, activations, sums": (
         *("mul", "add", "sub", "div", "neg", "pow", "mean", "rsqrt", "sqrt", "silu", "sigmoid", "exp", "log", "sum"),
-        *("cos", "sin", "norm", "square", "vecdot", "where", "masked", "clamp", "_RMSNorm", "_Gate"),
+        *("cos", "sin", "norm", "square", "vecdot", "where", "masked", "clamp", "RMSNorm", "Gate"),
     ),
 }
 FIRST = ("loss and scores",)  # its log_softmax is no attention

@@ -226,7 +226,8 @@ def draw(found: dict[str, Any], path: Path) -> None:
     if found["target_loss"]:
         right.axhline(found["target_loss"], ls=":", c="grey")
     right.set(xlabel="training seconds", ylabel="validation loss (nats a token)", title="Validation loss")
-    right.set_xscale("log")
+    right.set_xscale("log", base=2)
+    right.xaxis.set_major_formatter("{x:g}")
     right.legend(frameon=False)
     figure.savefig(path, dpi=110)
     plt.close(figure)

@@ -16,7 +16,8 @@ from transformers.pytorch_utils import Conv1D
 
 from cookbook import activations, unfreezing
 from cookbook.activations import IN_PLACE, METHODS
-from cookbook.fused import LOSS_ROWS, plain_scores
+from cookbook.fused import plain_scores
+from cookbook.fused_functions import LOSS_ROWS
 from cookbook.models import ModelError, resolve
 
 NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)  # 4 bits, one 8-bit constant per 64 weights, one fp32 per 256 of those

@@ -12,7 +12,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import BitsAndBytesConfig
 
-from cookbook import fused, models
+from cookbook import fused, fused_functions, models
 
 LORA = {"r": 4, "lora_alpha": 8, "target_modules": "all-linear", "task_type": "CAUSAL_LM"}
 IDS = torch.tensor([[7, 9, 11, 13, 2, 5, 8, 6], [3, 5, 8, 2, 21, 0, 0, 0]])
@@ -184,12 +184,12 @@ def adapters_gradient(model: Any, loss: torch.Tensor) -> torch.Tensor:
     )
 
 
-@pytest.mark.parametrize("rows", [3, fused.LOSS_ROWS])
+@pytest.mark.parametrize("rows", [3, fused_functions.LOSS_ROWS])
 @pytest.mark.parametrize("family", ["llama", "qwen", "gpt2"])
 def test_nats_and_their_gradients(
     family: str, rows: int, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fused, "LOSS_ROWS", rows)
+    monkeypatch.setattr(fused_functions, "LOSS_ROWS", rows)
     model = made(request.getfixturevalue(family)).eval()
     assert (fused._plain_head(model) is None) == (family == "gpt2")
     expected, found = by_hand(model, torch.float32), fused.nats(*asked(model))

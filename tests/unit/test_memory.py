@@ -16,6 +16,7 @@ from transformers import Adafactor, AutoConfig, BitsAndBytesConfig, LlamaConfig,
 
 from cookbook import activations, bottleneck, fused, memory, models, unfreezing
 from cookbook.activations import IN_PLACE, METHODS
+from cookbook.fused_functions import LOSS_ROWS
 from cookbook.memory import MemoryPlanError, Plan
 
 FAMILIES = ["llama", "qwen", "gpt2", "wide"]
@@ -162,7 +163,7 @@ def test_fused_layers_need_less_and_hold_few_scores(llama: Path) -> None:
     large = {"lora_rank": 8, "eager": True, "dtype": torch.bfloat16, "micro_batch": 16}
     own, replaced = (plan(str(llama), **large, fused=on) for on in (False, True))
     assert replaced.activations < 0.6 * own.activations
-    assert replaced.logits == fused.LOSS_ROWS * 320 * 4 * memory.LOGIT_ROWS < own.logits
+    assert replaced.logits == LOSS_ROWS * 320 * 4 * memory.LOGIT_ROWS < own.logits
     assert plan(str(llama), **large, fused=True, device="cuda") == plan(str(llama), **large, device="cuda")
 
 
