@@ -42,10 +42,10 @@ def tokens_a_step(task: Task) -> int:
     return round(task.tokens / task.steps)
 
 
-def best(ways: dict[str, Callable[[], Any]]) -> dict[str, float]:
+def best(ways: dict[str, Callable[[], Any]], rounds: int = ROUNDS) -> dict[str, float]:
     """Seconds of each, the best of some rounds in which they take turns."""
     found = dict.fromkeys(ways, float("inf"))
-    for _ in range(ROUNDS):
+    for _ in range(rounds):
         for name, way in ways.items():
             start = time.perf_counter()
             way()
@@ -177,12 +177,8 @@ def reference(task: Task) -> dict[str, Any]:
 
     with fused.layers(model):
         step(), known()
-        spent: dict[str, list[float]] = {"step": [], "reference": []}
-        for name, way in 3 * [("step", step), ("reference", known)]:
-            start = time.perf_counter()
-            way()
-            spent[name].append(time.perf_counter() - start)
-    step_s, forward = (min(values) for values in spent.values())
+        spent = best({"step": step, "reference": known}, rounds=3)
+    step_s, forward = spent["step"], spent["reference"]
     what = (
         f"a step {step_s:.2f} s, the reference's forward of the same rows {forward:.2f} s; known after the first pass"
     )
