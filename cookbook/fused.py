@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from types import FunctionType
+from types import FunctionType, ModuleType
 from typing import Any, NamedTuple
 
 import torch
@@ -27,17 +27,20 @@ PLAIN = "fused_plain"  # the attention below, as transformers calls it
 SILU = (SiLUActivation, torch.nn.SiLU)
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's mallopt
 MMAP_BYTES = 1 << 30  # only larger blocks are mapped, and unmapped, by themselves
+ROTARY = "apply_rotary_pos_emb"  # by this name a transformers model's code looks it up, in its own module
+LLAMAS = {ROTARY: modeling_llama.apply_rotary_pos_emb, "rotate_half": modeling_llama.rotate_half}
 USUAL_BYTES = 32 << 20  # the same, as far as glibc raises it by itself
 NEVER = -1
 _keeps = False
 
 
 class Fused(NamedTuple):
-    """How many layers compute by this module inside `layers`; `attention` says whether the model's does."""
+    """How many layers compute by this module inside `layers`; and whether positions and plain attention do."""
 
     lora: int
     norms: int
     gates: int
+    rotary: bool
     attention: bool
 
 
@@ -48,6 +51,7 @@ def layers(model: torch.nn.Module) -> Iterator[Fused]:
     - LoRA: base product, adapter's product and their sum in three matrix products, forward and backward, and
       nothing kept but the input and the adapter's inner vector. PEFT's layer makes and keeps casts of both.
     - Frozen RMS norms keep their input and one number a token, gated feed-forward parts keep no activation.
+    - Rotary positions turn a head's halves where they lie, without a second, rearranged copy.
     - Plain (`eager`) attention reads grouped keys and values without repeating them, and keeps its matrix once.
 
     Replaced is only what is known: PEFT's plain LoRA without dropout on linear layers, 4-bit ones among them, and
@@ -65,18 +69,23 @@ def layers(model: torch.nn.Module) -> Iterator[Fused]:
                 found[module] = partial(forward, module)
                 kinds[kind] += 1
     plain = _attention_owner(model) if found else None
+    turned = _rotary_homes(model) if found else {}
     try:
         for module, forward in found.items():
             module.forward = forward
         if plain is not None:
             plain.set_attn_implementation(PLAIN)
+        for home in turned:
+            setattr(home, ROTARY, _rotate)
         with _kept():
-            yield Fused(**kinds, attention=plain is not None)
+            yield Fused(**kinds, rotary=bool(turned), attention=plain is not None)
     finally:
         for module in found:
             del module.forward
         if plain is not None:
             plain.set_attn_implementation("eager")
+        for home, function in turned.items():
+            setattr(home, ROTARY, function)
 
 
 def nats(model: Any, inputs: dict[str, Any], answer: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
@@ -113,6 +122,11 @@ def keep_memory() -> bool:
     """
     global _keeps
     _keeps = platform.libc_ver()[0] == "glibc" and _limits(USUAL_BYTES, 2 * USUAL_BYTES)
+    return _keeps
+
+
+def keeps_memory() -> bool:
+    """Whether `keep_memory` is on."""
     return _keeps
 
 
@@ -235,7 +249,7 @@ _KINDS = {
 }
 
 
-# Attention
+# Positions and attention
 
 
 def _attention_owner(model: Any) -> Any:
@@ -244,10 +258,31 @@ def _attention_owner(model: Any) -> Any:
     config = getattr(owner, "config", None)
     if getattr(config, "_attn_implementation", None) != "eager" or getattr(config, "attention_dropout", 0.0):
         return None
-    homes = {sys.modules[type(m).__module__] for m in owner.modules() if type(m).__name__.endswith("Attention")}
-    eager = [getattr(home, "eager_attention_forward", None) for home in homes]
+    eager = [getattr(home, "eager_attention_forward", None) for home in _attention_homes(owner)]
     known = eager and all(_same_code(function, modeling_llama.eager_attention_forward) for function in eager)
     return owner if known else None
+
+
+def _attention_homes(model: torch.nn.Module) -> set[ModuleType]:
+    """The modules of code that the model's attention comes from."""
+    return {sys.modules[type(m).__module__] for m in model.modules() if type(m).__name__.endswith("Attention")}
+
+
+def _rotary_homes(model: torch.nn.Module) -> dict[ModuleType, FunctionType]:
+    """Those of them whose rotary positions are Llama's, each with its function."""
+    return {
+        home: getattr(home, ROTARY)
+        for home in _attention_homes(model)
+        if all(_same_code(getattr(home, name, None), function) for name, function in LLAMAS.items())
+    }
+
+
+def _rotate(
+    q: torch.Tensor, k: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, unsqueeze_dim: int = 1
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """As transformers asks for it: q and k (rows, heads, tokens, size), cos and sin (rows, tokens, size)."""
+    cos, sin = cos.unsqueeze(unsqueeze_dim), sin.unsqueeze(unsqueeze_dim)
+    return fused_functions.Rotary.apply(q, cos, sin), fused_functions.Rotary.apply(k, cos, sin)
 
 
 def _attend(

@@ -54,10 +54,11 @@ class RMSNorm(Function):
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
-        size = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
+        wide = x.to(torch.float32, copy=True)
+        size = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
         inverse = size.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
         ctx.save_for_backward(x, inverse, weight)
-        return weight * (x * inverse).to(x.dtype)
+        return weight * wide.mul_(inverse).to(x.dtype)
 
     @staticmethod
     @once_differentiable
@@ -85,6 +86,35 @@ class Gate(Function):
         return torch.ops.aten.silu_backward(grad * up, gate), to_up
 
 
+class Rotary(Function):
+    """Each pair (x, y) of a head's two halves turned by its angle (Su et al. 2021): x cos - y sin, y cos + x sin.
+
+    x (rows, heads, tokens, size), cos and sin (rows or 1, 1, tokens, size). The result lies in memory as attention
+    reads it, the gradient as the product before it does.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(cos, sin)
+        out = x.new_empty(x.shape, dtype=torch.promote_types(x.dtype, cos.dtype))
+        (x1, x2), (sin1, sin2), (out1, out2) = (t.chunk(2, dim=-1) for t in (x, sin, out))
+        torch.mul(x, cos, out=out)
+        out1 -= x2 * sin1
+        out2 += x1 * sin2
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[Any, ...]:
+        cos, sin = ctx.saved_tensors
+        out = grad.new_empty(grad.transpose(1, 2).shape).transpose(1, 2)
+        (grad1, grad2), (sin1, sin2), (out1, out2) = (t.chunk(2, dim=-1) for t in (grad, sin, out))
+        torch.mul(grad, cos, out=out)
+        out1 += grad2 * sin2
+        out2 -= grad1 * sin1
+        return out, None, None
+
+
 class Attention(Function):
     """softmax(q k' s + mask) v; the queries of a group are rows of one product with their shared key.
 
@@ -93,29 +123,31 @@ class Attention(Function):
 
     @staticmethod
     def forward(ctx: Any, q: Any, k: Any, v: Any, mask: Any, scale: float) -> torch.Tensor:
-        rows, heads, tokens, size = q.shape
-        groups, reads = k.shape[1:3]
-        q, k, v = q.reshape(rows, groups, -1, size), k.contiguous(), v.contiguous()
-        scores = torch.matmul(q, k.transpose(2, 3)).mul_(scale)
-        if mask is not None:
-            by_head = scores.view(rows, groups, heads // groups, tokens, reads)
-            by_head += mask[:, :, None].to(scores.dtype)
+        asked, read = q.shape, k.shape
+        (rows, heads, tokens, size), (groups, reads) = asked, read[1:3]
+        q, k, v = q.reshape(rows * groups, -1, size), k.reshape(-1, reads, size), v.reshape(-1, reads, size)
+        if mask is None:
+            scores = q.new_empty(*q.shape[:2], reads)
+        else:
+            by_head = mask.to(q.dtype)[:, None].expand(rows, groups, heads // groups, tokens, reads)
+            scores = by_head.reshape(*q.shape[:2], reads)
+        scores.baddbmm_(q, k.transpose(1, 2), beta=int(mask is not None), alpha=scale)
         shares = torch.softmax(scores, dim=-1)
         ctx.save_for_backward(q, k, v, shares)
-        ctx.scale = scale
-        return torch.matmul(shares, v).view(rows, heads, tokens, size)
+        ctx.scale, ctx.asked, ctx.read = scale, asked, read
+        return torch.bmm(shares, v).view(asked)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[Any, ...]:
         q, k, v, shares = ctx.saved_tensors
-        heads_shape = grad.shape
-        grad = grad.reshape(q.shape[:3] + grad.shape[-1:])
-        to_v = torch.matmul(shares.transpose(2, 3), grad)
-        to_scores = torch.matmul(grad, v.transpose(2, 3))
-        to_scores = torch.ops.aten._softmax_backward_data(to_scores, shares, -1, shares.dtype).mul_(ctx.scale)
-        to_q = torch.matmul(to_scores, k).view(heads_shape[:3] + q.shape[-1:])
-        return to_q, torch.matmul(to_scores.transpose(2, 3), q), to_v, None, None
+        grad = grad.reshape(q.shape)
+        to_v = torch.bmm(shares.transpose(1, 2), grad)
+        to_scores = torch.bmm(grad, v.transpose(1, 2))
+        to_scores = torch.ops.aten._softmax_backward_data(to_scores, shares, -1, shares.dtype)
+        to_q = torch.baddbmm(q, to_scores, k, beta=0, alpha=ctx.scale)
+        to_k = torch.baddbmm(k, to_scores.transpose(1, 2), q, beta=0, alpha=ctx.scale)
+        return to_q.view(ctx.asked), to_k.view(ctx.read), to_v.view(ctx.read), None, None
 
 
 class Nats(Function):

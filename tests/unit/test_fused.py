@@ -11,6 +11,7 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from transformers import BitsAndBytesConfig
+from transformers.models.llama import modeling_llama
 
 from cookbook import fused, fused_functions, models
 
@@ -65,7 +66,7 @@ def test_same_results_and_gradients(family: str, four_bit: bool, request: pytest
     logits, gradient = step(model)
     with fused.layers(model) as found:
         got, other = step(model)
-    assert found.attention == bool(found.norms) == bool(found.gates) == (family != "gpt2")
+    assert found.attention == found.rotary == bool(found.norms) == bool(found.gates) == (family != "gpt2")
     assert bool(found.lora) == (family != "gpt2" or four_bit)  # else GPT-2's layers are not linear ones of torch
     assert not torch.equal(other, gradient) or family == "gpt2"  # other code did compute it
     assert torch.allclose(got, logits, rtol=1e-4, atol=1e-4 * logits.abs().max().item())
@@ -81,6 +82,35 @@ def test_as_near_to_exact_in_bf16_as_the_layers_it_replaces(llama: Path) -> None
     cosine = torch.nn.functional.cosine_similarity
     assert 1 - cosine(got, exact, dim=0) < 1.5 * (1 - cosine(own, exact, dim=0)) + 1e-4
     assert (got - exact).norm() < 1.5 * (own - exact).norm()
+
+
+def test_rotary_positions_are_llamas_to_the_last_bit_and_their_gradient_is_exact() -> None:
+    """The gradient also where a head's halves have angles of their own."""
+    torch.manual_seed(0)
+    q, k = (torch.randn(2, 5, heads, 8, dtype=torch.bfloat16).transpose(1, 2) for heads in (4, 2))
+    cos, sin = (torch.randn(1, 5, 4).repeat(1, 1, 2).bfloat16() for _ in range(2))
+    for got, expected in zip(fused._rotate(q, k, cos, sin), fused.LLAMAS[fused.ROTARY](q, k, cos, sin), strict=True):
+        assert torch.equal(got, expected) and got.is_contiguous()
+    for dtype in (torch.bfloat16, torch.float32):  # under autocast angles are wider than heads
+        wide = fused._rotate(q, k, cos.to(dtype), sin.to(dtype))
+        assert [t.dtype for t in wide] == [dtype, dtype]
+    x = torch.randn(2, 3, 5, 8, dtype=torch.float64, requires_grad=True)
+    angles = torch.randn(2, 2, 1, 5, 8, dtype=torch.float64)
+    assert torch.autograd.gradcheck(fused_functions.Rotary.apply, (x, *angles))
+
+
+@pytest.mark.parametrize("masked", [True, False])
+def test_attention_and_its_gradients_are_exact(masked: bool) -> None:
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(2, heads, 5, 4, dtype=torch.float64, requires_grad=True) for heads in (6, 2, 2))
+    mask = torch.randn(2, 1, 5, 5, dtype=torch.float64) if masked else None
+
+    def attention(*of: torch.Tensor) -> torch.Tensor:
+        return fused_functions.Attention.apply(*of, mask, 0.3)
+
+    plain = torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=0.3, enable_gqa=True)
+    assert torch.allclose(attention(q, k, v), plain)
+    assert torch.autograd.gradcheck(attention, (q, k, v))
 
 
 def test_less_is_kept_for_the_backward(llama: Path) -> None:
@@ -118,9 +148,11 @@ def test_all_is_as_before_afterwards_even_after_an_error(llama: Path) -> None:
     logits, gradient = step(model)
     with pytest.raises(ZeroDivisionError), fused.layers(model):
         assert any("forward" in vars(m) for m in model.modules())
+        assert modeling_llama.apply_rotary_pos_emb is fused._rotate
         raise ZeroDivisionError
     assert not any("forward" in vars(m) for m in model.modules())
     assert model.config._attn_implementation == "eager"
+    assert modeling_llama.apply_rotary_pos_emb is fused.LLAMAS[fused.ROTARY]
     again, other = step(model)
     assert torch.equal(again, logits) and torch.equal(other, gradient)
 
@@ -128,7 +160,7 @@ def test_all_is_as_before_afterwards_even_after_an_error(llama: Path) -> None:
 def test_a_block_within_a_block_changes_nothing(llama: Path) -> None:
     model = made(llama)
     with fused.layers(model), fused.layers(model) as inner:
-        assert inner == fused.Fused(0, 0, 0, False)
+        assert inner == fused.Fused(0, 0, 0, False, False)
         step(model)
     assert not any("forward" in vars(m) for m in model.modules())
 

@@ -122,7 +122,7 @@ def test_libraries_are_frozen_once_and_later_garbage_is_still_collected(tmp_path
     node.itself, dropped = node, weakref.ref(node)
     del node
     Ledger(tmp_path)
-    assert gc.get_freeze_count() == frozen, "a second ledger in one kernel freezes nothing that may become garbage"
+    assert gc.get_freeze_count() <= frozen, "a second ledger in one kernel freezes nothing that may become garbage"
     with book.stage("anything"):
         pass
     assert dropped() is None
