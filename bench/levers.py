@@ -40,6 +40,9 @@ LEVERS: dict[str, Lever] = {
     "random-order": Lever(
         "rows grouped by length → random order", ours.Recipe(settings=_set(train_sampling_strategy="random")), True
     ),
+    "any-length": Lever(
+        "lengths rounded up to eights → as they are", ours.Recipe(settings=_set(pad_to_multiple_of=None)), True
+    ),
     "all-positions": Lever(
         "scores at supervised positions alone → TRL's own loss, entropy and accuracy",
         ours.Recipe(supervised_only=False),

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.task import IGNORED, Task, read
+from bench.watch import padded
 
 ROUNDS = 30  # of each product, the best of which counts
 SHARED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))  # layers that read the same input
@@ -146,7 +147,6 @@ def reference(task: Task) -> dict[str, Any]:
     """Step of the policy with and without a forward of the reference beside it, as DPO needs it in every pass."""
     import torch
     from peft import LoraConfig, get_peft_model
-    from torch.nn.utils.rnn import pad_sequence
     from transformers import AutoModelForCausalLM
 
     from bench.arms import lora
@@ -156,15 +156,7 @@ def reference(task: Task) -> dict[str, Any]:
         task.model, dtype=getattr(torch, task.dtype), attn_implementation="eager"
     )
     model: Any = get_peft_model(base, LoraConfig(**lora(task)))
-    chosen = task.train[: task.batch_size]
-    ids, labels, real = (
-        pad_sequence([torch.tensor(values) for values in rows], batch_first=True, padding_value=pad)
-        for rows, pad in (
-            ([r.input_ids for r in chosen], 0),
-            ([r.labels for r in chosen], IGNORED),
-            ([[1] * len(r.input_ids) for r in chosen], 0),
-        )
-    )
+    ids, labels, real = padded(task.train[: task.batch_size])
     answer = labels[:, 1:] != IGNORED
     given = {"input_ids": ids, "attention_mask": real}, answer, labels[:, 1:][answer]
 

@@ -122,7 +122,6 @@ def validation_loss(model: Any, rows: Sequence[Row], forward: Callable[..., Any]
         forward: (input_ids, attention_mask), each (rows, tokens) → logits; left out, a transformers model's.
     """
     import torch
-    from torch.nn.utils.rnn import pad_sequence
 
     forward = forward or (lambda ids, mask: model(input_ids=ids, attention_mask=mask, use_cache=False).logits)
     ordered, training = sorted(rows, key=lambda row: len(row.input_ids)), model.training
@@ -131,16 +130,25 @@ def validation_loss(model: Any, rows: Sequence[Row], forward: Callable[..., Any]
     with torch.no_grad():
         for start in range(0, len(ordered), VALIDATION_ROWS):
             part = ordered[start : start + VALIDATION_ROWS]
-            ids, labels = (
-                pad_sequence([torch.tensor(getattr(row, name)) for row in part], batch_first=True, padding_value=pad)
-                for name, pad in (("input_ids", 0), ("labels", IGNORED))
-            )
-            mask = pad_sequence([torch.ones(len(row.input_ids), dtype=torch.long) for row in part], batch_first=True)
+            ids, labels, mask = padded(part)
             answer = labels[:, 1:] != IGNORED
             logits = forward(ids, mask)[:, :-1][answer].float()
             total += torch.nn.functional.cross_entropy(logits, labels[:, 1:][answer], reduction="sum").double()
     model.train(training)
     return total.item() / sum(row.supervised for row in rows)
+
+
+def padded(rows: Sequence[Row]) -> tuple[Any, Any, Any]:
+    """Tokens, labels and mask of rows filled up at their ends, each a tensor (rows, tokens)."""
+    import torch
+    from torch.nn.utils.rnn import pad_sequence
+
+    ids, labels = (
+        pad_sequence([torch.tensor(getattr(row, name)) for row in rows], batch_first=True, padding_value=pad)
+        for name, pad in (("input_ids", 0), ("labels", IGNORED))
+    )
+    mask = pad_sequence([torch.ones(len(row.input_ids), dtype=torch.long) for row in rows], batch_first=True)
+    return ids, labels, mask
 
 
 def callback(clock: Clock, validate: Callable[[Any], float], every: int = 3) -> Any:
