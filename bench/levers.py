@@ -57,7 +57,12 @@ LEVERS: dict[str, Lever] = {
         "padded rows → packed to 512 tokens, two packs a step (SDPA)",
         ours.Recipe(
             attention="sdpa",
-            settings=_set(packing=True, per_device_train_batch_size=2, train_sampling_strategy="random"),
+            settings=_set(
+                packing=True,
+                pad_to_multiple_of=None,
+                per_device_train_batch_size=2,
+                train_sampling_strategy="random",
+            ),
         ),
         False,
     ),
