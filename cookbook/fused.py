@@ -25,10 +25,10 @@ from cookbook.models import head_reads
 
 PLAIN = "fused_plain"  # the attention below, as transformers calls it
 SILU = (SiLUActivation, torch.nn.SiLU)
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's mallopt
-MMAP_BYTES = 1 << 30  # only larger blocks are mapped, and unmapped, by themselves
 ROTARY = "apply_rotary_pos_emb"  # by this name a transformers model's code looks it up, in its own module
 LLAMAS = {ROTARY: modeling_llama.apply_rotary_pos_emb, "rotate_half": modeling_llama.rotate_half}
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's mallopt
+MMAP_BYTES = 1 << 30  # only larger blocks are mapped, and unmapped, by themselves
 USUAL_BYTES = 32 << 20  # the same, as far as glibc raises it by itself
 NEVER = -1
 _keeps = False

@@ -12,14 +12,9 @@ from cookbook import callbacks, fused, ledger
 GB = 1 << 30
 
 
-@pytest.fixture
-def released() -> list[int]:
-    """Steps after which memory was given back."""
-    return []
-
-
-def train(held: list[float], released: list[int], folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Go through one step for each amount of memory, in GB, that is held after it."""
+def train(held: list[float], folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """One step for each amount of memory, in GB, held after it; the steps after which memory was given back."""
+    released: list[int] = []
     live = callbacks.LiveLoss(ledger.Ledger(folder), "Loss")
     live.steps = len(held)
     control = SimpleNamespace(should_training_stop=False)
@@ -29,19 +24,15 @@ def train(held: list[float], released: list[int], folder: Path, monkeypatch: pyt
         state = SimpleNamespace(global_step=step)
         live.on_step_begin(None, state, control)
         live.on_step_end(None, state, control)
+    return released
 
 
-def test_free_memory_goes_back_every_few_steps(
-    tmp_path: Path, released: list[int], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_free_memory_goes_back_every_few_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fused, "_keeps", False)
-    train([1.0] * 17, released, tmp_path, monkeypatch)
-    assert released == [8, 16]
+    assert train([1.0] * 17, tmp_path, monkeypatch) == [8, 16]
 
 
-def test_kept_memory_goes_back_once_it_has_grown_by_half(
-    tmp_path: Path, released: list[int], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_kept_memory_goes_back_once_it_has_grown_by_half(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fused, "_keeps", True)
-    train([2.0] * 20 + [2.9, 3.1, 1.0, 1.4, 1.6, 1.0, 1.4], released, tmp_path, monkeypatch)
-    assert released == [22, 25]
+    held = [2.0] * 20 + [2.9, 3.1, 1.0, 1.4, 1.6, 1.0, 1.4]
+    assert train(held, tmp_path, monkeypatch) == [22, 25]
