@@ -18,12 +18,12 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from bench import machine, overhead, report
+from bench import machine, overhead, report, sizes
 from bench import task as tasks
-from bench.arms import ARMS, BASELINE
+from bench.arms import ARMS, BASELINE, MAIN
 from bench.levers import LEVERS, UNCHANGED
 
-PARTS = ("arms", "levers", "evaluation", "profile", "overhead", "report")
+PARTS = ("arms", "levers", "sizes", "evaluation", "profile", "overhead", "report")
 PROFILED = (BASELINE, "lora")
 OVERHEAD_ROUNDS = 2
 LIMIT = 1800.0  # seconds of one process
@@ -137,6 +137,21 @@ def measure(folder: Path, jobs: list[Job], task: tasks.Task) -> None:
         )
 
 
+def larger(folder: Path, task: tasks.Task) -> None:
+    """The baseline and ours on models of other sizes, each in a folder of its own."""
+    for shape in sizes.SHAPES:
+        place = folder / sizes.FOLDER / shape
+        scaled = sizes.scaled(task, shape, place)
+        jobs = list(plan(place, ["arms"], [BASELINE, MAIN], sizes.ROUNDS))
+        if all(done(place / file, scaled.fingerprint) for file in ["machine.json", *(job.file for job in jobs)]):
+            continue
+        print(f"{shape}:")
+        scaled.write(place / "task.json")
+        with sizes.weights(scaled, task.model):
+            facts(place, scaled)
+            measure(place, jobs, scaled)
+
+
 def facts(folder: Path, task: tasks.Task) -> dict[str, Any]:
     """Machine, peak and arithmetic; measured once a task."""
     file = folder / "machine.json"
@@ -168,6 +183,8 @@ def main(given: list[str] | None = None) -> int:
     task = tasks.read(file) if (file := asked.folder / "task.json").is_file() else tasks.prepare(file)
     facts(asked.folder, task)
     measure(asked.folder, list(plan(asked.folder, parts, arms, asked.rounds)), task)
+    if "sizes" in parts:
+        larger(asked.folder, task)
     if "report" in parts:
         print("written:", *(path.name for path in report.write(asked.folder, asked.output)))
     return 0

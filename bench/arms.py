@@ -151,3 +151,4 @@ ARMS: dict[str, Arm] = {
     "qlora": Arm(ours.qlora, "notebook 01 as it is: 4-bit base", seconds=50),
 }
 BASELINE, OURS = "trl", ("lora", "qlora")
+MAIN = OURS[0]  # trains what the others train: LoRA on the unquantized base

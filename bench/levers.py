@@ -67,11 +67,9 @@ LEVERS: dict[str, Lever] = {
         False,
     ),
     COMPILED: Lever(
-        "eager PyTorch → torch.compile, without fused layers and head",
-        ours.Recipe(layers=False, head=False, settings=_set(torch_compile=True)),
+        "fused layers → decoder layers by torch.compile, one code for all of them and for all lengths",
+        ours.Recipe(layers=False, compiled=True),
         False,
-        300.0,
-        {"ACCELERATE_DYNAMO_USE_DYNAMIC": "true"},  # one graph for rows of all lengths
     ),
     "pinned": Lever(
         "threads where the system puts them → each held to a core",

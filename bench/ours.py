@@ -31,6 +31,7 @@ class Recipe:
         layers: inside `fused.layers`.
         head: the loss of `fused.nats` from a few positions at a time.
         keep_memory: freed memory stays with the process while it trains.
+        compiled: each decoder layer by torch.compile.
     """
 
     quantize: bool = False
@@ -41,6 +42,7 @@ class Recipe:
     layers: bool = True
     head: bool = True
     keep_memory: bool = True
+    compiled: bool = False
 
 
 def train(task: Task, clock: Clock, recipe: Recipe | None = None) -> None:
@@ -123,6 +125,9 @@ class Cells:
         made = names["recipe"](names["model"], rows, 1.0, [live, watch], **changed)
         if recipe.attention:
             made.model.get_base_model().set_attn_implementation(recipe.attention)
+        if recipe.compiled:
+            for layer in made.model.get_base_model().model.layers:
+                layer.compile(dynamic=True)
         return made
 
 

@@ -8,14 +8,14 @@ from pathlib import Path
 from statistics import mean, median
 from typing import Any
 
-from bench import tables
-from bench.arms import ARMS, BASELINE, OURS
+from bench import sizes, tables
+from bench.arms import ARMS, BASELINE, MAIN, OURS
 from bench.levers import COMPILED, LEVERS, NARROW, UNCHANGED
 from bench.task import ROOT, Task, read
 
 FOLDER = ROOT / "docs" / "benchmark"
 WITHIN = 1.02  # of the baseline's final validation loss: the loss that all are timed to, and the same quality
-MAIN = OURS[0]  # the arm that trains what the others train: LoRA on the unquantized base
+MFU = 0.35  # what is aimed at
 
 
 def write(measured: Path, folder: Path) -> list[Path]:
@@ -51,6 +51,7 @@ def summary(measured: Path, task: Task) -> dict[str, Any]:
         "compiled": _compiled(files),
         "products": _products(files, machine),
         "narrow": _narrow(files, machine),
+        "sizes": _sizes(measured),
         "evaluation": files.get("evaluation", {}),
         "overhead": _overhead(files),
         "profile": {arm: files[f"profile-{arm}"] for arm in ARMS if f"profile-{arm}" in files},
@@ -164,6 +165,20 @@ def _narrow(files: dict[str, Any], machine: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def _sizes(measured: Path) -> dict[str, Any]:
+    """The baseline and ours on each other size that was measured, with what a token of it costs."""
+    found = {}
+    for shape in sizes.SHAPES:
+        folder = measured / sizes.FOLDER / shape
+        if not (folder / "machine.json").is_file():
+            continue
+        told = summary(folder, read(folder / "task.json"))
+        if {BASELINE, MAIN} <= set(told["arms"]):
+            kept = {key: told[key] for key in ("flops_per_token", "peak_gflops", "task", "failed")}
+            found[shape] = kept | {"arms": told["arms"]}
+    return found
+
+
 def _overhead(files: dict[str, Any]) -> dict[str, Any]:
     by_way = {
         way: [f for name, f in files.items() if name.startswith(f"overhead-{way}-") and not f.get("error")]
@@ -197,7 +212,9 @@ def bars(found: dict[str, Any]) -> list[dict[str, Any]]:
         speed = arms[MAIN]["tokens_per_second"]["median"] / others[best]
         bar(f"training, tokens a second over the best of the others ({best})", speed, 1.5)
     if MAIN in arms:
-        bar("share of the machine's matrix-product peak (MFU)", arms[MAIN]["mfu"], 0.35)
+        bar("share of the machine's matrix-product peak (MFU)", arms[MAIN]["mfu"], MFU)
+    for shape, told in found["sizes"].items():
+        bar(f"the same, with the shape of {shape}", told["arms"][MAIN]["mfu"], MFU)
     if found["evaluation"]:
         bar("evaluation, generated tokens a second over one by one", found["evaluation"]["ratio"], 4.0)
     if found["overhead"]:

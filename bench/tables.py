@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from bench.arms import ARMS, BASELINE
+from bench.arms import ARMS, BASELINE, MAIN
 from bench.task import ROOT, Task
 
 GPU_PAGE = ROOT / "docs" / "benchmark" / "gpu.md"
@@ -33,6 +33,7 @@ def page(found: dict[str, Any], task: Task) -> str:
         "![Tokens a second and validation loss of each arm](benchmark.png)",
         "*Left: the median of the rounds and their range. Right: the first round's validation loss; the dotted line "
         "is the loss that all are timed to.*",
+        _sizes(found),
         _missing(found),
         _levers(found),
         _apart(found),
@@ -85,6 +86,9 @@ def _peak(found: dict[str, Any]) -> str:
         "and not by arithmetic: the faster a processor multiplies, the smaller the share of its peak that a small "
         "model reaches."
     )
+    if sized := found["sizes"]:
+        told = ", ".join(f"{s['arms'][MAIN]['mfu']:.2f} with the shape of {name}" for name, s in sized.items())
+        text += f" A larger one makes larger products: the same cores reach {told} (below)."
     if narrow := found["narrow"]:
         most, floats = max(narrow["peaks"].values()), narrow["peaks"]
         text += (
@@ -123,6 +127,28 @@ def _arms(found: dict[str, Any]) -> str:
     if "litgpt" in found["arms"]:
         text += " LitGPT chooses its own precision and does not clip gradients."
     return text
+
+
+def _sizes(found: dict[str, Any]) -> str:
+    if not found["sizes"]:
+        return ""
+    rows = []
+    for shape, told in found["sizes"].items():
+        base, ours = told["arms"][BASELINE], told["arms"][MAIN]
+        rates = [f"{arm['tokens_per_second']['median']:.0f}" for arm in (base, ours)]
+        peaks = [f"{arm['peak_bytes'] / 1e9:.1f}" for arm in (base, ours)]
+        cost = f"{told['flops_per_token'] / 1e9:.2f}"
+        rows.append([shape, cost, *rates, f"{ours['ratio']:.2f}", *peaks, f"{ours['mfu']:.2f}"])
+    head = ["shape", "GFLOP a token", f"{BASELINE}: tokens/s", f"{MAIN}: tokens/s", f"× {BASELINE}"]
+    head += [f"{BASELINE}: peak GB", f"{MAIN}: peak GB", f"{MAIN}: MFU"]
+    told = next(iter(found["sizes"].values()))
+    return (
+        "## Larger models\n\n"
+        f"{BASELINE} and {MAIN} again, on random weights in the shapes of larger models: {told['task']['rows']} of "
+        f"the rows, {told['task']['steps']} steps, {told['arms'][MAIN]['rounds']} rounds. Nothing is fetched, and "
+        "nothing is learnt that means anything; speed, memory and arithmetic are those of the shape.\n\n"
+        + table(head, rows)
+    )
 
 
 def _missing(found: dict[str, Any]) -> str:

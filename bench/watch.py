@@ -163,8 +163,7 @@ def callback(clock: Clock, validate: Callable[[Any], float], every: int = 3) -> 
     class Watch(TrainerCallback):
         def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
             self.seen: list[tuple[Any, Any]] = []
-            counted = torch.compiler.disable(self.count)  # no part of a compiled model
-            model.register_forward_pre_hook(counted, with_kwargs=True)
+            model.register_forward_pre_hook(self.count, with_kwargs=True)
 
         def count(self, module: Any, args: Any, inputs: dict[str, Any]) -> None:
             if module.training and torch.is_grad_enabled():

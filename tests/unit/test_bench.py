@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from transformers import AutoConfig, AutoModelForCausalLM
 
 import bench.__main__ as command
-from bench import evaluation, machine, products, profiled, report, tables
+from bench import evaluation, machine, products, profiled, report, sizes, tables
 from bench.arms import ARMS
 from bench.levers import COMPILED, LEVERS, NARROW, UNCHANGED
 from bench.task import Row, Task, read
 from bench.watch import Clock, validation_loss
+from cookbook import planning
 
 ROW = Row([{"role": "user", "content": "a"}], [{"role": "assistant", "content": "b"}], {}, [5, 6, 7, 8], 2)
 
@@ -171,6 +174,38 @@ def test_the_share_of_the_peak_without_the_matrix_unit(measured: Path, task: Tas
     found = report.summary(measured, task)
     assert found["narrow"]["mfu"] == pytest.approx(100 * 8e6 / 2e9) and found["arms"]["lora"]["mfu"] < 0.35
     assert "an MFU of 0.40" in tables.page(found, task)
+
+
+def test_larger_models_have_their_own_arithmetic_and_bar(measured: Path, task: Task) -> None:
+    assert report.summary(measured, task)["sizes"] == {}
+    shape = sizes.SHAPES[1]
+    folder = measured / sizes.FOLDER / shape
+    larger = sizes.scaled(replace(task, train=task.train * 16), shape, folder)
+    assert (len(larger.train), larger.steps, larger.validate_every) == (16, 2, 2)
+    larger.write(folder / "task.json")
+    put(folder, "machine", machine="2 cores", peaks={"bfloat16": 8.0}, flops_per_token=8e7)
+    run(folder, larger, "trl", 0, 10.0)
+    run(folder, larger, "lora", 0, 60.0)
+    found = report.summary(measured, task)
+    assert found["sizes"][shape]["arms"]["lora"]["mfu"] == pytest.approx(60 * 8e7 / 8e9)
+    (bar,) = [bar for bar in found["bars"] if shape in bar["what"]]
+    assert bar["measured"] == pytest.approx(0.6) and bar["met"]
+    page = tables.page(found, task)
+    assert "## Larger models" in page and f"| {shape} | 0.08 | 10 | 60 | 6.00 |" in page
+
+
+def test_a_larger_model_has_the_same_random_weights_each_time(
+    task: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(planning, "config", lambda name: AutoConfig.from_pretrained(task.model))
+    larger, drawn = sizes.scaled(task, "any", tmp_path), []
+    for _ in range(2):
+        with sizes.weights(larger, task.model):
+            model = AutoModelForCausalLM.from_pretrained(larger.model)
+            drawn.append(model.get_input_embeddings().weight.detach().clone())
+        assert not Path(larger.model).exists()
+    assert torch.equal(*drawn) and model.dtype == torch.float32
+    assert not torch.equal(drawn[0], AutoModelForCausalLM.from_pretrained(task.model).get_input_embeddings().weight)
 
 
 def test_products_of_the_models_shapes_and_levers_measured_apart(measured: Path, task: Task) -> None:

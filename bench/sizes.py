@@ -1,0 +1,43 @@
+"""The same recipe beside TRL's defaults on larger models: random weights in well-known shapes, nothing to fetch."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+from bench.task import Task
+
+SHAPES = ("Qwen2.5-0.5B", "Llama-3.2-1B", "SmolLM2-1.7B")  # of the planner's table
+ROUNDS = 2
+FOLDER = "sizes"  # below that of the measurements, with a folder like it for each shape
+
+
+def scaled(task: Task, shape: str, folder: Path) -> Task:
+    """Every second row of the task and half its steps, on a model of that shape; the tokens stay as they are."""
+    train = task.train[::2]
+    steps = len(train) // task.batch_size
+    fewer = {"train": train, "validation": task.validation[::8], "steps": steps, "validate_every": steps}
+    return replace(task, model=str(folder / shape), **fewer)
+
+
+@contextmanager
+def weights(task: Task, tokenizer: str) -> Iterator[None]:
+    """The model's folder with random weights in fp32 and another model's tokenizer; removed in the end."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from cookbook import planning
+
+    folder = Path(task.model)
+    try:
+        torch.manual_seed(task.seed)
+        model = AutoModelForCausalLM.from_config(planning.config(folder.name), dtype=torch.float32)
+        model.save_pretrained(folder)
+        del model
+        AutoTokenizer.from_pretrained(tokenizer).save_pretrained(folder)
+        yield
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
