@@ -134,12 +134,12 @@ class Cells:
 @contextmanager
 def _levers(recipe: Recipe) -> Iterator[None]:
     """The notebook's means that a recipe goes without, taken away while its cells run."""
-    from cookbook import fused
+    from cookbook import allocator, fused
 
     kept = {name: getattr(fused, name) for name in ("layers", "_plain_head", "keep_memory")}
     try:
         if not recipe.layers:
-            fused.layers = lambda model: fused._kept()
+            fused.layers = lambda model: allocator.kept()
         if not recipe.head:
             fused._plain_head = lambda model: None
         if not recipe.keep_memory:

@@ -22,10 +22,10 @@ SHARED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))  # layers th
 
 def measure(task: Task) -> dict[str, Any]:
     """The products by shape, and levers with the seconds of a step that each saves, or would save."""
-    from cookbook import fused
+    from cookbook import allocator
 
-    fused.keep_memory()
-    with fused._kept():
+    allocator.keep_memory()
+    with allocator.kept():
         shapes, pack = products(task)
         stack = stacked(task)
     rows = tokens_a_step(task)

@@ -13,17 +13,14 @@ import torch
 from IPython.display import Pretty, display
 from transformers import TrainerCallback, set_seed
 
-from cookbook import fused, plots
-from cookbook.ledger import Ledger, memory_in_use, release_memory
+from cookbook import plots
+from cookbook.allocator import Returns, memory_in_use
+from cookbook.ledger import Ledger
 
 if TYPE_CHECKING:
     from cookbook.widgets.stopping import StopButton
 
 DRAW_EVERY = 10  # steps
-# Batches of many lengths leave holes in a CPU's memory that add up to gigabytes, so what is free is given back: every
-# few steps, but with `fused.keep_memory`, where the next steps would have it cleared anew, only once it has grown.
-RELEASE_EVERY = 8  # steps
-GROWN = 1.5  # times what a first step held
 
 
 class LiveLoss(TrainerCallback):
@@ -48,7 +45,8 @@ class LiveLoss(TrainerCallback):
         self._line: Any = None
         self._stop: StopButton | None = None
         self._open = ExitStack()
-        self._spent, self._tokens, self._earlier, self._held = 0.0, 0, 0, 0
+        self._spent, self._tokens, self._earlier = 0.0, 0, 0
+        self._memory = Returns()
 
     def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
         self.steps = state.max_steps
@@ -82,7 +80,7 @@ class LiveLoss(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.seconds.append(time.perf_counter() - self._began)
         self._spent += self.seconds[-1]
-        self._give_back(state.global_step)
+        self._memory.after(state.global_step)
         control.should_training_stop |= bool(self.last) and state.global_step >= self.last
         if self._stop and self._stop.pressed and state.global_step < self._end and not control.should_training_stop:
             control.should_training_stop = True
@@ -119,18 +117,6 @@ class LiveLoss(TrainerCallback):
     def _end(self) -> int:
         """The step that training is to end with."""
         return min(self.steps, self.last or self.steps)
-
-    def _give_back(self, step: int) -> None:
-        """Free memory to the system, when it is time."""
-        if not fused.keeps_memory():
-            due = step % RELEASE_EVERY == 0
-        else:
-            held = memory_in_use()
-            self._held = self._held or held
-            due = held > GROWN * self._held
-        if due:
-            release_memory(collect=False)
-            self._held = 0
 
     def _count(self, module: Any, args: Any, inputs: dict[str, Any]) -> None:
         """Adds up the real tokens of each forward that is learnt from; a tensor, so that no GPU is waited for."""

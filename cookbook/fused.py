@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import copy
-import ctypes
 import inspect
-import platform
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,19 +17,14 @@ from transformers.activations import SiLUActivation
 from transformers.masking_utils import eager_mask
 from transformers.models.llama import modeling_llama
 
-from cookbook import fused_functions
-from cookbook.ledger import release_memory
+from cookbook import allocator, fused_functions
+from cookbook.allocator import keep_memory as keep_memory  # where notebooks ask for it
 from cookbook.models import head_reads
 
 PLAIN = "fused_plain"  # the attention below, as transformers calls it
 SILU = (SiLUActivation, torch.nn.SiLU)
 ROTARY = "apply_rotary_pos_emb"  # by this name a transformers model's code looks it up, in its own module
 LLAMAS = {ROTARY: modeling_llama.apply_rotary_pos_emb, "rotate_half": modeling_llama.rotate_half}
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's mallopt
-MMAP_BYTES = 1 << 30  # only larger blocks are mapped, and unmapped, by themselves
-USUAL_BYTES = 32 << 20  # the same, as far as glibc raises it by itself
-NEVER = -1
-_keeps = False
 
 
 class Fused(NamedTuple):
@@ -77,7 +70,7 @@ def layers(model: torch.nn.Module) -> Iterator[Fused]:
             plain.set_attn_implementation(PLAIN)
         for home in turned:
             setattr(home, ROTARY, _rotate)
-        with _kept():
+        with allocator.kept():
             yield Fused(**kinds, rotary=bool(turned), attention=plain is not None)
     finally:
         for module in found:
@@ -111,43 +104,6 @@ def nats(model: Any, inputs: dict[str, Any], answer: torch.Tensor, targets: torc
             return model(**inputs, use_cache=False).logits
         finally:
             del head.forward
-
-
-def keep_memory() -> bool:
-    """Let `layers` keep freed memory for the next step instead of giving it back; whether that is possible.
-
-    Large tensors are otherwise mapped anew in every step, and the system clears each page at its first touch. Only
-    glibc can be told so. After the block, where sizes differ from batch to batch and what is kept would be holes,
-    memory is given back as before.
-    """
-    global _keeps
-    _keeps = platform.libc_ver()[0] == "glibc" and _limits(USUAL_BYTES, 2 * USUAL_BYTES)
-    return _keeps
-
-
-def keeps_memory() -> bool:
-    """Whether `keep_memory` is on."""
-    return _keeps
-
-
-@contextmanager
-def _kept() -> Iterator[None]:
-    """Freed memory stays with the process, if `keep_memory` has been called."""
-    if not _keeps:
-        yield
-        return
-    _limits(MMAP_BYTES, NEVER)
-    try:
-        yield
-    finally:
-        _limits(USUAL_BYTES, 2 * USUAL_BYTES)
-        release_memory()
-
-
-def _limits(mapped: int, trimmed: int) -> bool:
-    """From how many bytes on glibc maps a block by itself, and gives back the free end of its heap."""
-    libc = ctypes.CDLL(None)
-    return bool(libc.mallopt(M_MMAP_THRESHOLD, mapped) and libc.mallopt(M_TRIM_THRESHOLD, trimmed))
 
 
 # LoRA

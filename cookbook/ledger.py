@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import json
-import platform
 import threading
 import time
 from collections.abc import Iterator
@@ -17,6 +15,7 @@ from typing import Any
 
 import psutil
 
+from cookbook.allocator import cuda, release_memory
 from cookbook.results import Cost, Memory, Parameters, Resources, Seconds, Stopped
 
 PROGRESS = "progress.jsonl"  # the launcher follows this file to show stages of a headless run
@@ -119,30 +118,12 @@ def folder_bytes(folder: Path) -> int:
     return sum(f.stat().st_size for f in Path(folder).rglob("*") if f.is_file())
 
 
-def memory_in_use() -> int:
-    """Bytes held at this moment: allocated on a GPU, resident on a CPU."""
-    cuda = _cuda()
-    return cuda.memory_allocated() if cuda else psutil.Process().memory_info().rss
-
-
-def release_memory(*, collect: bool = True) -> None:
-    """Return to the system what is free now: between stages, so that one's peak is not the next one's floor.
-
-    Args:
-        collect: run Python's garbage collector first, some tenths of a second with this stack loaded.
-    """
-    if collect:
-        gc.collect()
-    if platform.libc_ver()[0] == "glibc":
-        ctypes.CDLL(None).malloc_trim(0)
-
-
 class _MemoryWatch:
     """Samples this process's memory in a thread until `stop`, which returns the peak in bytes."""
 
     def __init__(self, interval: float = 0.05) -> None:
         self._process, self._interval, self._done = psutil.Process(), interval, threading.Event()
-        self._cuda = _cuda()
+        self._cuda = cuda()
         if self._cuda:
             self._cuda.reset_peak_memory_stats()
         self._peak = self._process.memory_info().rss
@@ -158,9 +139,3 @@ class _MemoryWatch:
         self._thread.join()
         self._peak = max(self._peak, self._process.memory_info().rss)  # a stage may be shorter than the interval
         return self._cuda.max_memory_allocated() if self._cuda else self._peak
-
-
-def _cuda() -> Any:
-    import torch
-
-    return torch.cuda if torch.cuda.is_available() else None

@@ -261,13 +261,13 @@ def test_nats_without_gradients_and_of_nothing(llama: Path) -> None:
 def test_memory_is_kept_while_training_and_given_back_after() -> None:
     """In a process of its own: what the block freed stays with it until it is released, or the block ends."""
     code = (
-        "import psutil, torch; from cookbook import fused, ledger\n"
+        "import psutil, torch; from cookbook import allocator, fused\n"
         "rss = lambda: psutil.Process().memory_info().rss\n"
         "model = torch.nn.Linear(2, 2); print(fused.keep_memory()); start = rss()\n"
         "def use(): torch.ones(100_000_000)\n"
         "use(); print(rss() - start < 100e6)\n"
         "with fused.layers(model):\n"
-        "    use(); print(rss() - start > 300e6); ledger.release_memory(); print(rss() - start < 100e6); use()\n"
+        "    use(); print(rss() - start > 300e6); allocator.release_memory(); print(rss() - start < 100e6); use()\n"
         "print(rss() - start < 100e6); use(); print(rss() - start < 100e6)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
