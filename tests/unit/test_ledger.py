@@ -39,7 +39,7 @@ def block_of_200_mb() -> Iterator[mmap.mmap]:
 
 @pytest.fixture
 def book(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ledger:
-    monkeypatch.setattr(ledger, "_cuda", lambda: None)  # resident memory, also on a machine with a GPU
+    monkeypatch.setattr(ledger, "cuda", lambda: None)  # resident memory, also on a machine with a GPU
     return Ledger(tmp_path)
 
 
