@@ -137,12 +137,15 @@ def measure(folder: Path, jobs: list[Job], task: tasks.Task) -> None:
         )
 
 
-def larger(folder: Path, task: tasks.Task) -> None:
-    """The baseline and ours on models of other sizes, each in a folder of its own."""
+def larger(folder: Path, task: tasks.Task, arms: list[str]) -> None:
+    """The baseline and ours on models of other sizes, each in a folder of its own; on one of them all arms."""
+    main = [BASELINE, MAIN]
     for shape in sizes.SHAPES:
         place = folder / sizes.FOLDER / shape
         scaled = sizes.scaled(task, shape, place)
-        jobs = list(plan(place, ["arms"], [BASELINE, MAIN], sizes.ROUNDS))
+        jobs = list(plan(place, ["arms"], main, sizes.ROUNDS))
+        if shape == sizes.WHOLE:
+            jobs += plan(place, ["arms"], [arm for arm in arms if arm not in main], 1)
         if all(done(place / file, scaled.fingerprint) for file in ["machine.json", *(job.file for job in jobs)]):
             continue
         print(f"{shape}:")
@@ -184,7 +187,7 @@ def main(given: list[str] | None = None) -> int:
     facts(asked.folder, task)
     measure(asked.folder, list(plan(asked.folder, parts, arms, asked.rounds)), task)
     if "sizes" in parts:
-        larger(asked.folder, task)
+        larger(asked.folder, task, arms)
     if "report" in parts:
         print("written:", *(path.name for path in report.write(asked.folder, asked.output)))
     return 0

@@ -9,8 +9,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from bench.task import Task
+from bench.trainers.litgpt import converted
 
 SHAPES = ("Qwen2.5-0.5B", "Llama-3.2-1B", "SmolLM2-1.7B")  # of the planner's table
+WHOLE = "Llama-3.2-1B"  # where all arms are measured, those beside the baseline and ours once
 ROUNDS = 2
 FOLDER = "sizes"  # below that of the measurements, with a folder like it for each shape
 
@@ -29,8 +31,9 @@ def weights(task: Task, tokenizer: str) -> Iterator[None]:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from cookbook import planning
+    from cookbook import models, planning
 
+    models.quiet()
     folder = Path(task.model)
     try:
         torch.manual_seed(task.seed)
@@ -40,4 +43,5 @@ def weights(task: Task, tokenizer: str) -> Iterator[None]:
         AutoTokenizer.from_pretrained(tokenizer).save_pretrained(folder)
         yield
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        for made in (folder, converted(task.model)):
+            shutil.rmtree(made, ignore_errors=True)

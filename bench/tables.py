@@ -57,16 +57,27 @@ def _task(task: Task, rounds: int) -> str:
 
 
 def _bars(found: dict[str, Any]) -> str:
+    """The bars, measured on the task's model and with the other shapes."""
+    others = {shape: {bar["what"]: bar for bar in told["bars"]} for shape, told in found["sizes"].items()}
     rows = []
     for bar in found["bars"]:
         limit = f"≥ {bar['at_least']:g}" if "at_least" in bar else f"≤ {bar['at_most']:g}"
-        rows.append([bar["what"], limit, f"{bar['measured']:.3g}", "met" if bar["met"] else "**missed**"])
+        rows.append(
+            [bar["what"], limit, _measured(bar), *(_measured(bars.get(bar["what"])) for bars in others.values())]
+        )
     if not rows:
         return ""
-    text = "## What was aimed at\n\n" + table(["", "aim", "measured", ""], rows)
+    text = "## What was aimed at\n\n" + table(["", "aim", "measured", *(f"{s}'s shape" for s in others)], rows)
     if any("MFU" in bar["what"] and not bar["met"] for bar in found["bars"]):
         text += "\n\n" + _peak(found)
     return text
+
+
+def _measured(bar: dict[str, Any] | None) -> str:
+    if bar is None:
+        return ""
+    best = f" ({bar['best']})" if "best" in bar else ""
+    return f"{bar['measured']:.3g}{best}, {'met' if bar['met'] else '**missed**'}"
 
 
 def _peak(found: dict[str, Any]) -> str:
@@ -100,6 +111,19 @@ def _peak(found: dict[str, Any]) -> str:
 
 
 def _arms(found: dict[str, Any]) -> str:
+    text = "## Training\n\n" + _arm_table(found)
+    if found["target_loss"]:
+        text += (
+            f"\n\nThe same loss is {found['target_loss']:.3f} nats a token, {BASELINE}'s final one and 2 %. "
+            "Ratios are medians over rounds, each within its round. FLOPs are counted by torch over forward and "
+            "backward, without what checkpointing computes twice."
+        )
+    if "litgpt" in found["arms"]:
+        text += " LitGPT chooses its own precision and does not clip gradients."
+    return text
+
+
+def _arm_table(found: dict[str, Any]) -> str:
     head = ["arm", "tokens/s (range)", f"× {BASELINE}", "s to the same loss", "validation loss", "peak GB", "MFU"]
     head += ["s until the first step"]
     rows = []
@@ -117,16 +141,7 @@ def _arms(found: dict[str, Any]) -> str:
                 f"{arm['ready_seconds']:.0f}",
             ]
         )
-    text = "## Training\n\n" + table(head, rows)
-    if found["target_loss"]:
-        text += (
-            f"\n\nThe same loss is {found['target_loss']:.3f} nats a token, {BASELINE}'s final one and 2 %. "
-            "Ratios are medians over rounds, each within its round. FLOPs are counted by torch over forward and "
-            "backward, without what checkpointing computes twice."
-        )
-    if "litgpt" in found["arms"]:
-        text += " LitGPT chooses its own precision and does not clip gradients."
-    return text
+    return table(head, rows)
 
 
 def _sizes(found: dict[str, Any]) -> str:
@@ -134,20 +149,21 @@ def _sizes(found: dict[str, Any]) -> str:
         return ""
     rows = []
     for shape, told in found["sizes"].items():
-        base, ours = told["arms"][BASELINE], told["arms"][MAIN]
-        rates = [f"{arm['tokens_per_second']['median']:.0f}" for arm in (base, ours)]
-        peaks = [f"{arm['peak_bytes'] / 1e9:.1f}" for arm in (base, ours)]
-        cost = f"{told['flops_per_token'] / 1e9:.2f}"
-        rows.append([shape, cost, *rates, f"{ours['ratio']:.2f}", *peaks, f"{ours['mfu']:.2f}"])
-    head = ["shape", "GFLOP a token", f"{BASELINE}: tokens/s", f"{MAIN}: tokens/s", f"× {BASELINE}"]
-    head += [f"{BASELINE}: peak GB", f"{MAIN}: peak GB", f"{MAIN}: MFU"]
+        for name, arm in told["arms"].items():
+            rate = arm["tokens_per_second"]["median"]
+            ratio = "" if arm["ratio"] is None else f"{arm['ratio']:.2f}"
+            peak, loss = f"{arm['peak_bytes'] / 1e9:.1f}", f"{arm['validation_loss']:.3f}"
+            rounds = str(arm["rounds"])
+            rows.append([shape, name, rounds, f"{rate:.1f}", ratio, peak, f"{arm['mfu']:.2f}", loss])
+        rows += [[shape, name, "", f"failed: {why}", "", "", "", ""] for name, why in told["failed"].items()]
     told = next(iter(found["sizes"].values()))
+    costs = ", ".join(f"{s['flops_per_token'] / 1e9:.2f} for {name}" for name, s in found["sizes"].items())
     return (
         "## Larger models\n\n"
-        f"{BASELINE} and {MAIN} again, on random weights in the shapes of larger models: {told['task']['rows']} of "
-        f"the rows, {told['task']['steps']} steps, {told['arms'][MAIN]['rounds']} rounds. Nothing is fetched, and "
-        "nothing is learnt that means anything; speed, memory and arithmetic are those of the shape.\n\n"
-        + table(head, rows)
+        f"Random weights in the shapes of larger models, {told['task']['rows']} of the rows, {told['task']['steps']} "
+        "steps. Nothing is fetched, and nothing is learnt that means anything; speed, memory and arithmetic are "
+        f"those of the shape. A token costs, in GFLOP: {costs}.\n\n"
+        + table(["shape", "arm", "rounds", "tokens/s", f"× {BASELINE}", "peak GB", "MFU", "loss"], rows)
     )
 
 

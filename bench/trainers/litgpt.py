@@ -17,14 +17,20 @@ from bench.task import FOLDER, IGNORED, Row, Task
 from bench.watch import Clock, validation_loss
 
 ENVIRONMENT = ".venv-litgpt"
-NAME = "SmolLM2-135M-Instruct"  # by which it knows the shape
+NAMES = {"smollm2-135m-instruct": "SmolLM2-135M-Instruct"}  # by which it knows the shape, where it is not ours
+
+
+def converted(model: str) -> Path:
+    """Where the checkpoint lies in its format."""
+    name = Path(model).name
+    return FOLDER / "litgpt" / NAMES.get(name, name)
 
 
 def convert(model: str) -> Path:
     """A folder with the checkpoint in its format; made once."""
     from litgpt.scripts.convert_hf_checkpoint import convert_hf_checkpoint
 
-    folder = FOLDER / "litgpt" / NAME
+    folder = converted(model)
     if not (folder / "done").is_file():
         shutil.copytree(model, folder, dirs_exist_ok=True)
         convert_hf_checkpoint(folder)
