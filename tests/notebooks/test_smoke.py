@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -10,8 +11,10 @@ from typing import Any
 
 import nbformat
 import pytest
+import torch
+from safetensors.torch import load_file
 
-from cookbook import batch, publish, results
+from cookbook import batch, publish, recipes, results
 
 ROOT = Path(__file__).resolve().parents[2]
 Ran = tuple[Path, Path, results.Results]  # notebook, run folder, record
@@ -51,6 +54,23 @@ def numbers(record: results.Results) -> dict:
     }
 
 
+def last_training(folder: Path) -> tuple[str, int]:
+    """The last stage of a run that trained, and its steps."""
+    stage, found = "", ("", 0)
+    for line in (folder / "progress.jsonl").read_text(encoding="utf-8").splitlines():
+        event = json.loads(line)
+        stage = event.get("stage", stage)
+        if stage.startswith("train") and "step" in event:
+            found = stage, event["steps"]
+    return found
+
+
+def weights(folder: Path) -> dict[tuple[str, str], torch.Tensor]:
+    """What a run ships: each tensor by its file and its name."""
+    files = (folder / "model").rglob("*.safetensors")
+    return {(str(f.relative_to(folder)), name): w for f in files for name, w in load_file(f).items()}
+
+
 @pytest.fixture(
     scope="module",
     params=[pytest.param(p, id=p.stem, marks=pytest.mark.xdist_group(p.stem)) for p in NOTEBOOKS],  # one worker each
@@ -83,4 +103,23 @@ class TestSmoke:
         assert not publish.machine_paths(notebook)
 
     def test_same_seed_same_numbers(self, ran: Ran, tmp_path: Path) -> None:
-        assert numbers(run(ran[0], tmp_path)) == numbers(ran[2])
+        """In a second run, killed in its last training and begun again: from its checkpoints to the same end.
+
+        A notebook without checkpoints of its own is run again over what its first run left.
+        """
+        path, folder, record = ran
+        again = tmp_path / folder.name
+        if "SAVE_STEPS" in recipes.declared(path):
+            training, steps = last_training(folder)
+            cut_off(path, again, lambda stage, step: stage == training and step > steps // 2, SAVE_STEPS=1)
+            assert list((again / "checkpoints").rglob("checkpoint-*"))
+            second = run(path, again, SAVE_STEPS=1)
+            assert "resumed from checkpoint-" in (again / "executed.ipynb").read_text(encoding="utf-8")
+            assert not (again / "checkpoints").exists() and not second.resources.stopped
+        else:
+            shutil.copytree(folder, again)
+            second = run(path, again)
+        assert numbers(second) == numbers(record)
+        expected, found = weights(folder), weights(again)
+        assert found.keys() == expected.keys()
+        assert all(torch.equal(found[name], weight) for name, weight in expected.items())

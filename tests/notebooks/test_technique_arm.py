@@ -6,10 +6,8 @@ import json
 from pathlib import Path
 
 import pytest
-import torch
-from safetensors.torch import load_file
 from test_own_data_and_model import reviews, tiny
-from test_smoke import cut_off, numbers, run
+from test_smoke import run
 
 from cookbook import batch
 
@@ -47,19 +45,3 @@ def test_own_rows_on_gpt2(tmp_path: Path) -> None:
     record = run(batch.find("19b"), tmp_path / "run", MODEL=str(model), **given)
     assert record.headline == "sentiment_accuracy" and record.data.source == "reviews.jsonl"
     assert record.details["parity_reloaded"] == 1.0
-
-
-def test_a_stopped_run_ends_like_an_uninterrupted_one(tmp_path: Path) -> None:
-    """Killed in mid-training and begun again: the same losses, scores and weights, from its checkpoint."""
-    given = {"METHOD": "lora", "TOKENS": 5000, "SAVE_STEPS": 2}
-    whole = run(batch.find("19b"), tmp_path / "whole", **given)
-    cut_off(batch.find("19b"), tmp_path / "stopped", lambda _, step: step >= 3, **given)
-    assert list((tmp_path / "stopped" / "checkpoints").glob("checkpoint-*"))
-    resumed = run(batch.find("19b"), tmp_path / "stopped", **given)
-    executed = (tmp_path / "stopped" / "executed.ipynb").read_text()
-    assert "resumed from checkpoint-" in executed
-    assert numbers(resumed) == numbers(whole)
-    assert resumed.details["training_loss"] == whole.details["training_loss"]
-    saved = [load_file(tmp_path / name / "model" / "adapter_model.safetensors") for name in ("whole", "stopped")]
-    assert all(torch.equal(saved[0][name], saved[1][name]) for name in saved[0])
-    assert not (tmp_path / "stopped" / "checkpoints").exists()

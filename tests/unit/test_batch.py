@@ -77,6 +77,9 @@ CASES: dict[str, tuple[str, ...]] = {
 }
 
 
+one_worker = pytest.mark.xdist_group("endings")  # for the tests of `runs`
+
+
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("runs {a}")  # a space and braces: Papermill fills braces in paths
@@ -96,19 +99,20 @@ def runs(root: Path, events: list[dict[str, Any]]) -> dict[str, RunStatus]:
         notebook = make(root / f"{case}.ipynb", *CASES[case], kernel=kernel)
         given = {"SEED": 7, "LEARNING_RATE": 0.5, "RANKS": ["a"]} if case == "ok" else {}
         more = {"progress": events.append} if case == "ok" else {}
-        return run_one(notebook, root / case, given, timeout=30 if case == "timeout" else 120, **more)
+        return run_one(notebook, root / case, given, timeout=15 if case == "timeout" else 120, **more)
 
     with ThreadPoolExecutor(3) as pool:
         return dict(zip(CASES, pool.map(one, CASES), strict=True))
 
 
+@one_worker
 @pytest.mark.parametrize(
     ("case", "status", "number", "said"),
     [
         ("ok", "ok", None, ""),
         ("cell_error", "cell_error", 3, "ZeroDivisionError: division by zero"),
         ("kernel_died", "kernel_died", 2, "the kernel was killed; mostly that is a lack of memory"),
-        ("timeout", "timeout", 2, "longer than 30 seconds"),
+        ("timeout", "timeout", 2, "longer than 15 seconds"),
         ("exit", "no_results", 2, "a cell ended the notebook (SystemExit: 0)"),
         ("missing", "no_results", 2, "the notebook ran to its end, but it wrote no results.json"),
         ("no_kernel", "kernel_died", None, "the kernel did not start: NoSuchKernel"),
@@ -146,17 +150,20 @@ def test_judgement(
     assert batch._judge(tmp_path, None, "Bus error")[0] == "kernel_died"
 
 
+@one_worker
 def test_failed_cell_is_named(runs: dict[str, RunStatus]) -> None:
     cell = runs["cell_error"].cell
     assert cell and (cell.id, cell.line) == ("part-1", "# a comment")
 
 
+@one_worker
 @pytest.mark.parametrize("case", ["kernel_died", "timeout"])
 def test_nothing_is_left_running(runs: dict[str, RunStatus], root: Path, case: str) -> None:
     assert runs[case].status == case
     assert gone((root / case / "pids").read_text())
 
 
+@one_worker
 def test_executed_notebook(runs: dict[str, RunStatus], root: Path) -> None:
     assert runs["ok"].status == "ok"
     text = (root / "ok" / "executed.ipynb").read_text()
@@ -166,6 +173,7 @@ def test_executed_notebook(runs: dict[str, RunStatus], root: Path) -> None:
     assert len(runs["ok"].code_sha256) == 64
 
 
+@one_worker
 def test_progress(runs: dict[str, RunStatus], events: list[dict[str, Any]]) -> None:
     assert runs["ok"].status == "ok"
     cells = [e for e in events if e["kind"] == "cell"]
