@@ -28,7 +28,7 @@ test: $(TEST) ## unit tests, every notebook at smoke, the command line
 	@$(PY) -m pytest -n $(WORKERS) --dist loadgroup
 
 quality: $(TEST) ## train on the real model and assert what it must reach
-	@$(PY) -m pytest tests/quality
+	@$(PY) -m pytest tests/quality -s -n $(WORKERS) --dist loadfile
 
 browser: $(BROWSER) site ## JupyterLab and the site in the system's Chromium; screenshots go to runs/screenshots
 	@$(PY) -m pytest tests/browser
