@@ -14,6 +14,11 @@ LEFT_OUT = {
     "Axolotl": "it trains on GPUs",
 }
 
+LITGPT = (
+    "LitGPT draws its shape from a table of its own, with the scaled positions of the published Llama-3.2: its "
+    "loss is that of a slightly different model."
+)
+
 
 def table(head: list[str], rows: list[list[str]]) -> str:
     lines = [head, ["---"] * len(head), *rows]
@@ -164,6 +169,7 @@ def _sizes(found: dict[str, Any]) -> str:
         "steps. Nothing is fetched, and nothing is learnt that means anything; speed, memory and arithmetic are "
         f"those of the shape. A token costs, in GFLOP: {costs}.\n\n"
         + table(["shape", "arm", "rounds", "tokens/s", f"× {BASELINE}", "peak GB", "MFU", "loss"], rows)
+        + (f"\n\n{LITGPT}" if any("litgpt" in s["arms"] for s in found["sizes"].values()) else "")
     )
 
 
