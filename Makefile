@@ -45,7 +45,7 @@ unsloth: $(UNSLOTH) ## Unsloth as the engine of 01, and every notebook at smoke 
 	  tests/notebooks/test_smoke.py tests/notebooks/test_unsloth.py \
 	  $(addprefix tests/unit/test_,engines.py fused.py answer_trainer.py memory.py)
 
-bench: $(CORE) ## training, evaluation and memory beside other trainers, into docs/benchmark; about an hour
+bench: $(CORE) ## training, evaluation and memory beside other trainers, into docs/benchmark; about two hours
 	@$(PY) -m bench
 
 bench-gpu: $(CORE) ## speed and memory on a CUDA GPU, random weights in well-known shapes, into docs/benchmark/gpu.md

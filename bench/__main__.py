@@ -139,14 +139,17 @@ def measure(folder: Path, jobs: list[Job], task: tasks.Task) -> None:
 
 def larger(folder: Path, task: tasks.Task, arms: list[str]) -> None:
     """The baseline and ours on models of other sizes, each in a folder of its own; on one of them all arms."""
-    main = [BASELINE, MAIN]
+    pair = [BASELINE, MAIN]
     for shape in sizes.SHAPES:
         place = folder / sizes.FOLDER / shape
         scaled = sizes.scaled(task, shape, place)
-        jobs = list(plan(place, ["arms"], main, sizes.ROUNDS))
-        if shape == sizes.WHOLE:
-            jobs += plan(place, ["arms"], [arm for arm in arms if arm not in main], 1)
+        jobs = list(plan(place, ["arms"], pair, sizes.ROUNDS))
+        if shape == sizes.WHOLE and sizes.fits(shape, sizes.BYTES_ALL):
+            jobs += plan(place, ["arms"], [arm for arm in arms if arm not in pair], 1)
         if all(done(place / file, scaled.fingerprint) for file in ["machine.json", *(job.file for job in jobs)]):
+            continue
+        if not sizes.fits(shape, sizes.BYTES_PAIR):
+            print(f"{shape} is left out: too little memory is free")
             continue
         print(f"{shape}:")
         scaled.write(place / "task.json")

@@ -14,6 +14,7 @@ from bench.trainers.litgpt import converted
 SHAPES = ("Qwen2.5-0.5B", "Llama-3.2-1B", "SmolLM2-1.7B")  # of the planner's table
 WHOLE = "Llama-3.2-1B"  # where all arms are measured, those beside the baseline and ours once
 ROUNDS = 2
+BYTES_PAIR, BYTES_ALL = 9, 16  # of memory for each weight: the baseline in fp32, the hungriest of all arms
 FOLDER = "sizes"  # below that of the measurements, with a folder like it for each shape
 
 
@@ -23,6 +24,15 @@ def scaled(task: Task, shape: str, folder: Path) -> Task:
     steps = len(train) // task.batch_size
     fewer = {"train": train, "validation": task.validation[::8], "steps": steps, "validate_every": steps}
     return replace(task, model=str(folder / shape), **fewer)
+
+
+def fits(shape: str, bytes_each: int) -> bool:
+    """Whether so much memory for each weight is free now."""
+    import psutil
+
+    from cookbook import planning
+
+    return planning.models()[shape] * bytes_each < psutil.virtual_memory().available
 
 
 @contextmanager

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import time
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import psutil
 import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
@@ -191,6 +194,20 @@ def test_larger_models_have_their_own_arithmetic_and_bar(measured: Path, task: T
     page = tables.page(found, task)
     assert f"| {shape} | lora | 1 | 60.0 | 6.00 | 1.0 | 0.60 | 1.000 |" in page
     assert "| ≥ 0.35 | 0.94, met | 0.6, met |" in page and "2.29 (trainer), met |  |" in page
+
+
+def test_a_model_that_does_not_fit_is_left_out(
+    measured: Path, task: Task, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=12e9))
+    asked: list[str] = []
+    monkeypatch.setattr(command, "facts", lambda folder, task: asked.append(folder.name))
+    monkeypatch.setattr(command, "measure", lambda folder, jobs, task: asked.extend(job.file for job in jobs))
+    monkeypatch.setattr(sizes, "weights", lambda task, tokenizer: nullcontext())
+    command.larger(measured, task, ["trl", "trainer", "lora"])
+    pair = ["trl-0.json", "lora-0.json", "trl-1.json", "lora-1.json"]
+    assert asked == ["Qwen2.5-0.5B", *pair, "Llama-3.2-1B", *pair]
+    assert "SmolLM2-1.7B is left out" in capsys.readouterr().out
 
 
 def test_a_larger_model_has_the_same_random_weights_each_time(
