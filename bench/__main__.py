@@ -1,4 +1,4 @@
-"""`python -m bench`: every arm in a process of its own, in turn, then what each lever gives, and the report.
+"""`python -m bench`: every arm in a process of its own, in turn, each lever, larger models, and the report.
 
 What has been measured is kept in runs/bench and not measured again; remove a file there to have it anew.
 """
@@ -139,32 +139,37 @@ def measure(folder: Path, jobs: list[Job], task: tasks.Task) -> None:
 
 def larger(folder: Path, task: tasks.Task, arms: list[str]) -> None:
     """The baseline and ours on models of other sizes, each in a folder of its own; on one of them all arms."""
-    pair = [BASELINE, MAIN]
-    for shape in sizes.SHAPES:
-        place = folder / sizes.FOLDER / shape
-        scaled = sizes.scaled(task, shape, place)
-        jobs = list(plan(place, ["arms"], pair, sizes.ROUNDS))
-        if shape == sizes.WHOLE and sizes.fits(shape, sizes.BYTES_ALL):
-            jobs += plan(place, ["arms"], [arm for arm in arms if arm not in pair], 1)
-        if all(done(place / file, scaled.fingerprint) for file in ["machine.json", *(job.file for job in jobs)]):
+    pair = [arm for arm in (BASELINE, MAIN) if arm in arms]
+    peaks = facts(folder, task)["peaks"]
+    for shape, gigabytes in sizes.SHAPES.items():
+        sub = folder / sizes.FOLDER / shape
+        scaled = sizes.scaled(task, shape, sub)
+        jobs = list(plan(sub, ["arms"], pair, sizes.ROUNDS))
+        others = [arm for arm in arms if arm not in pair] if shape == sizes.ALL_ARMS else []
+        more = list(plan(sub, ["arms"], others, 1))
+        if sizes.fits(sizes.ALL_GB) or all(done(sub / job.file, scaled.fingerprint) for job in more):
+            jobs += more
+        else:
+            print(f"{shape}, {', '.join(others)}: left out, that needs {sizes.ALL_GB} GB of free memory")
+        if all(done(sub / file, scaled.fingerprint) for file in ["machine.json", *(job.file for job in jobs)]):
             continue
-        if not sizes.fits(shape, sizes.BYTES_PAIR):
-            print(f"{shape} is left out: too little memory is free")
+        if not sizes.fits(gigabytes):
+            print(f"{shape}: left out, that needs {gigabytes} GB of free memory")
             continue
         print(f"{shape}:")
-        scaled.write(place / "task.json")
         with sizes.weights(scaled, task.model):
-            facts(place, scaled)
-            measure(place, jobs, scaled)
+            scaled.write(sub / "task.json")
+            facts(sub, scaled, peaks)
+            measure(sub, jobs, scaled)
 
 
-def facts(folder: Path, task: tasks.Task) -> dict[str, Any]:
-    """Machine, peak and arithmetic; measured once a task."""
+def facts(folder: Path, task: tasks.Task, peaks: dict[str, float] | None = None) -> dict[str, Any]:
+    """Machine, peak and arithmetic; measured once a task, the peak only where none is given."""
     file = folder / "machine.json"
     if not done(file, task.fingerprint):
         found = {
             "machine": machine.words(),
-            "peaks": machine.peaks(),
+            "peaks": peaks or machine.peaks(),
             "flops_per_token": machine.flops_per_token(task),
         }
         file.write_text(json.dumps(found | {"task": task.fingerprint}, indent=1), encoding="utf-8")

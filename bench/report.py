@@ -50,7 +50,7 @@ def summary(measured: Path, task: Task) -> dict[str, Any]:
         "compiled": _compiled(files),
         "products": _products(files, machine),
         "narrow": _narrow(files, machine),
-        "sizes": _sizes(measured),
+        "sizes": _sizes(measured, task),
         "evaluation": files.get("evaluation", {}),
         "overhead": _overhead(files),
         "profile": {arm: files[f"profile-{arm}"] for arm in ARMS if f"profile-{arm}" in files},
@@ -164,16 +164,17 @@ def _narrow(files: dict[str, Any], machine: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _sizes(measured: Path) -> dict[str, Any]:
-    """The baseline and ours on each other size that was measured, with what a token of it costs."""
+def _sizes(measured: Path, task: Task) -> dict[str, Any]:
+    """The baseline and ours on each other size that was measured for this task, with what a token of it costs."""
     found = {}
     for shape in sizes.SHAPES:
         folder = measured / sizes.FOLDER / shape
-        if not (folder / "machine.json").is_file():
+        scaled, facts = sizes.scaled(task, shape, folder), folder / "machine.json"
+        if not facts.is_file() or json.loads(facts.read_text(encoding="utf-8"))["task"] != scaled.fingerprint:
             continue
-        told = summary(folder, read(folder / "task.json"))
+        told = summary(folder, scaled)
         if {BASELINE, MAIN} <= set(told["arms"]):
-            keys = ("flops_per_token", "peak_gflops", "task", "target_loss", "arms", "failed", "bars")
+            keys = ("flops_per_token", "peak_gflops", "task", "arms", "failed", "bars")
             found[shape] = {key: told[key] for key in keys}
     return found
 
@@ -195,10 +196,12 @@ def bars(found: dict[str, Any]) -> list[dict[str, Any]]:
     """What was aimed at, and what came out; without a measurement there is no row."""
     arms, rows = found["arms"], []
 
-    def bar(what: str, value: float, at_least: float | None = None, at_most: float | None = None) -> None:
+    def bar(
+        what: str, value: float, at_least: float | None = None, at_most: float | None = None, **more: str
+    ) -> None:
         met = value >= at_least if at_least is not None else value <= at_most
         limit = {"at_least": at_least} if at_least is not None else {"at_most": at_most}
-        rows.append({"what": what, "measured": value, "met": bool(met)} | limit)
+        rows.append({"what": what, "measured": value, "met": bool(met)} | limit | more)
 
     if MAIN in arms and BASELINE in arms:
         ours, base = arms[MAIN], arms[BASELINE]
@@ -209,8 +212,7 @@ def bars(found: dict[str, Any]) -> list[dict[str, Any]]:
     if MAIN in arms and others:
         best = max(others, key=others.get)
         speed = arms[MAIN]["tokens_per_second"]["median"] / others[best]
-        bar("training, tokens a second over the best of the others", speed, 1.5)
-        rows[-1]["best"] = best
+        bar("training, tokens a second over the best of the others", speed, 1.5, best=best)
     if MAIN in arms:
         bar("share of the machine's matrix-product peak (MFU)", arms[MAIN]["mfu"], 0.35)
     if found["evaluation"]:

@@ -11,28 +11,26 @@ from pathlib import Path
 from bench.task import Task
 from bench.trainers.litgpt import converted
 
-SHAPES = ("Qwen2.5-0.5B", "Llama-3.2-1B", "SmolLM2-1.7B")  # of the planner's table
-WHOLE = "Llama-3.2-1B"  # where all arms are measured, those beside the baseline and ours once
+# Of the planner's table, with the GB that the baseline needs.
+SHAPES = {"Qwen2.5-0.5B": 9, "Llama-3.2-1B": 11, "SmolLM2-1.7B": 15}
+ALL_ARMS, ALL_GB = "Llama-3.2-1B", 19  # where all arms are measured, those beside the baseline and ours once
 ROUNDS = 2
-BYTES_PAIR, BYTES_ALL = 9, 16  # of memory for each weight: the baseline in fp32, the hungriest of all arms
 FOLDER = "sizes"  # below that of the measurements, with a folder like it for each shape
 
 
 def scaled(task: Task, shape: str, folder: Path) -> Task:
-    """Every second row of the task and half its steps, on a model of that shape; the tokens stay as they are."""
+    """Every second row of the task and half its steps, on a model of that shape; each row keeps its tokens."""
     train = task.train[::2]
     steps = len(train) // task.batch_size
     fewer = {"train": train, "validation": task.validation[::8], "steps": steps, "validate_every": steps}
     return replace(task, model=str(folder / shape), **fewer)
 
 
-def fits(shape: str, bytes_each: int) -> bool:
-    """Whether so much memory for each weight is free now."""
+def fits(gigabytes: float) -> bool:
+    """Whether so much memory is free now."""
     import psutil
 
-    from cookbook import planning
-
-    return planning.models()[shape] * bytes_each < psutil.virtual_memory().available
+    return gigabytes * 1e9 < psutil.virtual_memory().available
 
 
 @contextmanager
@@ -41,7 +39,7 @@ def weights(task: Task, tokenizer: str) -> Iterator[None]:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from cookbook import models, planning
+    from cookbook import allocator, models, planning
 
     models.quiet()
     folder = Path(task.model)
@@ -51,6 +49,7 @@ def weights(task: Task, tokenizer: str) -> Iterator[None]:
         model.save_pretrained(folder)
         del model
         AutoTokenizer.from_pretrained(tokenizer).save_pretrained(folder)
+        allocator.release_memory()  # which the arms will want
         yield
     finally:
         for made in (folder, converted(task.model)):

@@ -14,7 +14,7 @@ LEFT_OUT = {
     "Axolotl": "it trains on GPUs",
 }
 
-LITGPT = (
+LITGPT_SHAPE = (
     "LitGPT draws its shape from a table of its own, with the scaled positions of the published Llama-3.2: its "
     "loss is that of a slightly different model."
 )
@@ -63,16 +63,16 @@ def _task(task: Task, rounds: int) -> str:
 
 def _bars(found: dict[str, Any]) -> str:
     """The bars, measured on the task's model and with the other shapes."""
-    others = {shape: {bar["what"]: bar for bar in told["bars"]} for shape, told in found["sizes"].items()}
+    by_shape = {shape: {bar["what"]: bar for bar in told["bars"]} for shape, told in found["sizes"].items()}
     rows = []
     for bar in found["bars"]:
         limit = f"≥ {bar['at_least']:g}" if "at_least" in bar else f"≤ {bar['at_most']:g}"
         rows.append(
-            [bar["what"], limit, _measured(bar), *(_measured(bars.get(bar["what"])) for bars in others.values())]
+            [bar["what"], limit, _measured(bar), *(_measured(bars.get(bar["what"])) for bars in by_shape.values())]
         )
     if not rows:
         return ""
-    text = "## What was aimed at\n\n" + table(["", "aim", "measured", *(f"{s}'s shape" for s in others)], rows)
+    text = "## What was aimed at\n\n" + table(["", "aim", "measured", *(f"{s}'s shape" for s in by_shape)], rows)
     if any("MFU" in bar["what"] and not bar["met"] for bar in found["bars"]):
         text += "\n\n" + _peak(found)
     return text
@@ -161,15 +161,15 @@ def _sizes(found: dict[str, Any]) -> str:
             rounds = str(arm["rounds"])
             rows.append([shape, name, rounds, f"{rate:.1f}", ratio, peak, f"{arm['mfu']:.2f}", loss])
         rows += [[shape, name, "", f"failed: {why}", "", "", "", ""] for name, why in told["failed"].items()]
-    told = next(iter(found["sizes"].values()))
+    first = next(iter(found["sizes"].values()))
     costs = ", ".join(f"{s['flops_per_token'] / 1e9:.2f} for {name}" for name, s in found["sizes"].items())
     return (
         "## Larger models\n\n"
-        f"Random weights in the shapes of larger models, {told['task']['rows']} of the rows, {told['task']['steps']} "
-        "steps. Nothing is fetched, and nothing is learnt that means anything; speed, memory and arithmetic are "
-        f"those of the shape. A token costs, in GFLOP: {costs}.\n\n"
+        f"Random weights in the shapes of larger models, {first['task']['rows']} of the rows, "
+        f"{first['task']['steps']} steps. Nothing is fetched, and nothing is learnt that means anything; speed, "
+        f"memory and arithmetic are those of the shape. A token costs, in GFLOP: {costs}.\n\n"
         + table(["shape", "arm", "rounds", "tokens/s", f"× {BASELINE}", "peak GB", "MFU", "loss"], rows)
-        + (f"\n\n{LITGPT}" if any("litgpt" in s["arms"] for s in found["sizes"].values()) else "")
+        + (f"\n\n{LITGPT_SHAPE}" if any("litgpt" in s["arms"] for s in found["sizes"].values()) else "")
     )
 
 

@@ -47,6 +47,9 @@ def checkpoint(trainer: Trainer, parameters: Mapping[str, Any], rows: Iterable[A
         # The evaluation at the start is done; the one at the end of a pass comes after that pass's checkpoint.
         state = json.loads((Path(found) / "trainer_state.json").read_text(encoding="utf-8"))
         at_end = abs(state["epoch"] - round(state["epoch"])) < 1e-6
+        if at_end:  # the next pass has its own seed; a kill can come before the callback that removes this
+            for file in Path(found).glob("rng_state*.pth"):
+                file.unlink()
         trainer.args.eval_on_start = at_end and trainer.args.eval_strategy.value == "epoch"
         if state["global_step"] >= state["max_steps"]:  # in the midst of a pass the library would take a step more
             trainer._run_epoch = lambda **_: None

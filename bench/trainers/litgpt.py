@@ -17,7 +17,7 @@ from bench.task import FOLDER, IGNORED, Row, Task
 from bench.watch import Clock, validation_loss
 
 ENVIRONMENT = ".venv-litgpt"
-NAMES = {"smollm2-135m-instruct": "SmolLM2-135M-Instruct"}  # by which it knows the shape, where it is not ours
+NAMES = {"smollm2-135m-instruct": "SmolLM2-135M-Instruct"}  # its name of the shape, where the folder has another
 
 
 def converted(model: str) -> Path:

@@ -7,6 +7,7 @@ import random
 from pathlib import Path
 
 import pytest
+from test_smoke import cut_off, numbers
 from test_smoke import run as smoke_run
 
 from cookbook import assets, batch, data, results
@@ -100,6 +101,24 @@ def test_own_clauses_with_every_arm(tmp_path: Path) -> None:
     assert set(record.details["arms"]) == {"untouched", "full", "frozen", "gradual", "lora"}
     assert record.details["random_split"] == {}, "there are no families in these rows to draw sisters from"
     assert record.resources.parameters.trainable == record.resources.parameters.total
+
+
+def test_own_clauses_cut_off_between_two_evaluations(tmp_path: Path) -> None:
+    """Begun again from a checkpoint that no evaluation goes with: to the same end."""
+    model, file = tiny(tmp_path / "tiny-qwen2", "qwen2"), reviews(tmp_path / "clauses.jsonl")
+    given = {
+        "MODEL": str(model),
+        "DATA": str(file),
+        "EPOCHS": 4.0,
+        "SAVE_STEPS": 2,
+        "SHOTS": 0,
+        "ALLOW_LEAKAGE": True,
+    }
+    whole = smoke_run(batch.find("02"), tmp_path / "whole", **given)
+    cut_off(batch.find("02"), tmp_path / "cut", lambda _, step: step >= 5, **given)
+    resumed = smoke_run(batch.find("02"), tmp_path / "cut", **given)
+    executed = (tmp_path / "cut" / "executed.ipynb").read_text(encoding="utf-8")
+    assert "resumed from checkpoint-" in executed and numbers(resumed) == numbers(whole)
 
 
 def test_a_text_that_would_lose_its_answer_is_refused_before_the_model_is_loaded(tmp_path: Path) -> None:

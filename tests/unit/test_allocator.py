@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from types import SimpleNamespace
+
 import pytest
 
-from cookbook import allocator
+from cookbook import allocator, callbacks, ledger
 
 GB = 1 << 30
 
@@ -29,3 +32,14 @@ def test_kept_memory_goes_back_once_it_has_grown_by_half(monkeypatch: pytest.Mon
     monkeypatch.setattr(allocator, "_keeps", True)
     held = [2.0] * 20 + [2.9, 3.1, 1.0, 1.4, 1.6, 1.0, 1.4]
     assert train(held, monkeypatch) == [22, 25]
+
+
+def test_a_training_asks_after_each_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    monkeypatch.setattr(allocator.Returns, "after", lambda self, step: asked.append(step))
+    live = callbacks.LiveLoss(ledger.Ledger(tmp_path), "Loss")
+    live.steps, control = 3, SimpleNamespace(should_training_stop=False)
+    for step in (1, 2, 3):
+        live.on_step_begin(None, SimpleNamespace(global_step=step), control)
+        live.on_step_end(None, SimpleNamespace(global_step=step), control)
+    assert asked == [1, 2, 3]

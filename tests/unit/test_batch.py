@@ -99,7 +99,7 @@ def runs(root: Path, events: list[dict[str, Any]]) -> dict[str, RunStatus]:
         notebook = make(root / f"{case}.ipynb", *CASES[case], kernel=kernel)
         given = {"SEED": 7, "LEARNING_RATE": 0.5, "RANKS": ["a"]} if case == "ok" else {}
         more = {"progress": events.append} if case == "ok" else {}
-        return run_one(notebook, root / case, given, timeout=15 if case == "timeout" else 120, **more)
+        return run_one(notebook, root / case, given, timeout=30 if case == "timeout" else 120, **more)
 
     with ThreadPoolExecutor(3) as pool:
         return dict(zip(CASES, pool.map(one, CASES), strict=True))
@@ -112,7 +112,7 @@ def runs(root: Path, events: list[dict[str, Any]]) -> dict[str, RunStatus]:
         ("ok", "ok", None, ""),
         ("cell_error", "cell_error", 3, "ZeroDivisionError: division by zero"),
         ("kernel_died", "kernel_died", 2, "the kernel was killed; mostly that is a lack of memory"),
-        ("timeout", "timeout", 2, "longer than 15 seconds"),
+        ("timeout", "timeout", 2, "longer than 30 seconds"),
         ("exit", "no_results", 2, "a cell ended the notebook (SystemExit: 0)"),
         ("missing", "no_results", 2, "the notebook ran to its end, but it wrote no results.json"),
         ("no_kernel", "kernel_died", None, "the kernel did not start: NoSuchKernel"),

@@ -181,12 +181,14 @@ def test_the_share_of_the_peak_without_the_matrix_unit(measured: Path, task: Tas
 
 def test_larger_models_have_their_own_arithmetic_and_bar(measured: Path, task: Task) -> None:
     assert report.summary(measured, task)["sizes"] == {}
-    shape = sizes.SHAPES[1]
+    shape = list(sizes.SHAPES)[1]
     folder = measured / sizes.FOLDER / shape
-    larger = sizes.scaled(replace(task, train=task.train * 16), shape, folder)
-    assert (len(larger.train), larger.steps, larger.validate_every) == (16, 2, 2)
+    halved = sizes.scaled(replace(task, train=task.train * 16), shape, folder)
+    assert (len(halved.train), halved.steps, halved.validate_every) == (16, 2, 2)
+    larger = sizes.scaled(task, shape, folder)
     larger.write(folder / "task.json")
-    put(folder, "machine", machine="2 cores", peaks={"bfloat16": 8.0}, flops_per_token=8e7)
+    facts = {"peaks": {"bfloat16": 8.0}, "flops_per_token": 8e7, "task": larger.fingerprint}
+    put(folder, "machine", machine="2 cores", **facts)
     run(folder, larger, "trl", 0, 10.0)
     run(folder, larger, "lora", 0, 60.0)
     found = report.summary(measured, task)
@@ -201,13 +203,14 @@ def test_a_model_that_does_not_fit_is_left_out(
 ) -> None:
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=12e9))
     asked: list[str] = []
-    monkeypatch.setattr(command, "facts", lambda folder, task: asked.append(folder.name))
+    monkeypatch.setattr(command, "facts", lambda folder, *given: asked.append(folder.name) or {"peaks": {}})
     monkeypatch.setattr(command, "measure", lambda folder, jobs, task: asked.extend(job.file for job in jobs))
     monkeypatch.setattr(sizes, "weights", lambda task, tokenizer: nullcontext())
     command.larger(measured, task, ["trl", "trainer", "lora"])
     pair = ["trl-0.json", "lora-0.json", "trl-1.json", "lora-1.json"]
-    assert asked == ["Qwen2.5-0.5B", *pair, "Llama-3.2-1B", *pair]
-    assert "SmolLM2-1.7B is left out" in capsys.readouterr().out
+    assert asked == ["measured", "Qwen2.5-0.5B", *pair, "Llama-3.2-1B", *pair]
+    said = capsys.readouterr().out
+    assert "Llama-3.2-1B, trainer: left out" in said and "SmolLM2-1.7B: left out" in said
 
 
 def test_a_larger_model_has_the_same_random_weights_each_time(
