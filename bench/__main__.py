@@ -21,7 +21,7 @@ from typing import Any
 from bench import machine, overhead, report, sizes
 from bench import task as tasks
 from bench.arms import ARMS, BASELINE, MAIN
-from bench.levers import LEVERS, UNCHANGED
+from bench.levers import BESIDE, LEVERS, UNCHANGED
 
 PARTS = ("arms", "levers", "sizes", "evaluation", "profile", "overhead", "report")
 PROFILED = (BASELINE, "lora")
@@ -37,7 +37,6 @@ class Job:
     words: tuple[str, ...]
     seconds: float
     python: str = sys.executable
-    limit: float = LIMIT
     environment: dict[str, str] = field(default_factory=dict)
 
 
@@ -58,18 +57,18 @@ def plan(folder: Path, parts: list[str], arms: list[str], rounds: int) -> Iterat
         name, how = f"{arm}:{lever}".rstrip(":"), LEVERS[lever or UNCHANGED]
         file = f"{name.replace(':', '-')}-{number}.json"
         words = ("-m", "bench.one", name, str(number), task, str(folder / file))
-        limit = how.limit if lever else LIMIT
-        return Job(file, words, ARMS[arm].seconds, interpreter(arm) or "", limit, how.environment)
+        return Job(file, words, ARMS[arm].seconds, interpreter(arm) or "", how.environment)
 
     if "arms" in parts:
         yield from (one(arm, number) for number in range(rounds) for arm in arms)
     if "levers" in parts:
         here = machine.words()
+        names = [name for name, lever in LEVERS.items() if name != UNCHANGED and lever.needs in here]
         yield one("lora", 0, UNCHANGED)  # before and after all others
-        yield from (
-            one("lora", 0, name) for name, lever in LEVERS.items() if name != UNCHANGED and lever.needs in here
-        )
+        yield from (one("lora", 0, name) for name in names if not LEVERS[name].beside)
         yield one("lora", 1, UNCHANGED)
+        yield one("lora", BESIDE, UNCHANGED)
+        yield from (one("lora", 0, name) for name in names if LEVERS[name].beside)
         yield Job("products.json", ("-m", "bench.products", task, str(folder / "products.json")), 40.0)
     if "evaluation" in parts:
         out = str(folder / "evaluation.json")
@@ -104,10 +103,10 @@ def run(job: Job, folder: Path, threads: int) -> float:
         command = [job.python, *job.words]
         process = subprocess.Popen(command, cwd=tasks.ROOT, env=environment, stdout=said, stderr=said)
         try:
-            process.wait(job.limit)
+            process.wait(LIMIT)
             why = f"ended with exit code {process.returncode}" if process.returncode else ""
         except subprocess.TimeoutExpired:
-            why = f"not done after {job.limit:.0f} s"
+            why = f"not done after {LIMIT:.0f} s"
         finally:
             process.kill()
             process.wait()

@@ -10,7 +10,7 @@ from typing import Any
 
 from bench import sizes, tables
 from bench.arms import ARMS, BASELINE, MAIN, OURS
-from bench.levers import COMPILED, LEVERS, NARROW, UNCHANGED
+from bench.levers import BESIDE, COMPILED, LEVERS, NARROW, UNCHANGED
 from bench.task import ROOT, Task, read
 
 FOLDER = ROOT / "docs" / "benchmark"
@@ -105,10 +105,12 @@ def seconds_to(validation: Sequence[Sequence[float]], target: float) -> float | 
 
 def _levers(files: dict[str, Any]) -> list[dict[str, Any]]:
     """What each lever gives: above 1, training is so much faster with it than without."""
-    found = [f for f in files.values() if f.get("lever") == UNCHANGED and not f.get("error")]
+    unchanged = [f for f in files.values() if f.get("lever") == UNCHANGED and not f.get("error")]
+    found = [f for f in unchanged if f["round"] != BESIDE]
     if not found:
         return []
-    rate = mean(f["tokens_per_second"] for f in found)
+    common = mean(f["tokens_per_second"] for f in found)
+    beside = next((f["tokens_per_second"] for f in unchanged if f["round"] == BESIDE), common)
     rows = []
     for name, lever in LEVERS.items():
         run = files.get(f"lora-{name}-0")
@@ -117,18 +119,19 @@ def _levers(files: dict[str, Any]) -> list[dict[str, Any]]:
         if run.get("error"):
             rows.append({"lever": lever.words, "kept": lever.kept, "error": run["error"]})
             continue
-        other = run["tokens_per_second"]
+        other, rate = run["tokens_per_second"], beside if lever.beside else common
         row = {"lever": lever.words, "kept": lever.kept, "tokens_per_second": other, "peak_bytes": run["peak_bytes"]}
+        row |= {"beside": rate} if lever.beside else {}
         row |= {"gain": rate / other if lever.kept else other / rate, "validation_loss": run["validation_loss"]}
         rows.append(row)
-    same = {"lever": LEVERS[UNCHANGED].words, "kept": True, "tokens_per_second": rate, "gain": None}
+    same = {"lever": LEVERS[UNCHANGED].words, "kept": True, "tokens_per_second": common, "gain": None}
     same |= {name: mean(f[name] for f in found) for name in ("peak_bytes", "validation_loss")}
     return [same, *sorted(rows, key=lambda row: -row.get("gain", 0))]
 
 
 def _compiled(files: dict[str, Any]) -> dict[str, Any]:
     """What compiling costs in the first half of the steps, and what each step of the second half gains by it."""
-    run, plain = files.get(f"lora-{COMPILED}-0"), files.get(f"lora-{UNCHANGED}-0")
+    run, plain = files.get(f"lora-{COMPILED}-0"), files.get(f"lora-{UNCHANGED}-{BESIDE}")
     if not run or run.get("error") or not plain or plain.get("error"):
         return {}
     half = len(plain["step_seconds"]) // 2

@@ -194,13 +194,16 @@ def _levers(found: dict[str, Any]) -> str:
         gain = "" if lever["gain"] is None else f"{lever['gain']:.2f}"
         kept = "" if lever["gain"] is None else "yes" if lever["kept"] else "no"
         memory, loss = f"{lever['peak_bytes'] / 1e9:.2f}", f"{lever['validation_loss']:.3f}"
-        rows.append([lever["lever"], f"{lever['tokens_per_second']:.0f}", gain, memory, loss, kept])
+        rate = f"{lever['tokens_per_second']:.0f}" + (f" (of {lever['beside']:.0f})" if "beside" in lever else "")
+        rows.append([lever["lever"], rate, gain, memory, loss, kept])
     head = ["one change to the arm `lora`", "tokens/s then", "what the lever gives, ×", "peak GB", "loss", "kept"]
     text = "## What each lever gives\n\n" + table(head, rows)
     text += (
         "\n\nOne run each, beside two of the unchanged arm: a few hundredths are noise. A kept lever is taken "
         "away, any other is added."
     )
+    if any("beside" in lever for lever in found["levers"]):
+        text += " Where a rate is of another one, that is an unchanged run right before, not the two."
     if told := found["compiled"]:
         text += (
             f" Compiling costs {told['cost']:.0f} s in the first half of these steps; after that a step is "

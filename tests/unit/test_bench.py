@@ -18,7 +18,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 import bench.__main__ as command
 from bench import evaluation, machine, products, profiled, report, sizes, tables
 from bench.arms import ARMS
-from bench.levers import COMPILED, LEVERS, NARROW, UNCHANGED
+from bench.levers import BESIDE, COMPILED, LEVERS, NARROW, UNCHANGED
 from bench.task import Row, Task, read
 from bench.watch import Clock, validation_loss
 from cookbook import planning
@@ -160,13 +160,15 @@ def test_the_page_names_every_arm_that_ran_or_did_not(measured: Path, tmp_path: 
 
 
 def test_compiling_pays_after_the_steps_that_it_costs(measured: Path, task: Task) -> None:
-    run(measured, task, "lora", 0, 500.0, lever=UNCHANGED, step_seconds=[2.0, 1.0, 1.0, 1.0])
+    run(measured, task, "lora", BESIDE, 400.0, lever=UNCHANGED, step_seconds=[2.0, 1.0, 1.0, 1.0])
     assert report.summary(measured, task)["compiled"] == {}
     run(measured, task, "lora", 0, 500.0, lever=COMPILED, step_seconds=[12.0, 1.0, 0.5, 0.5])
     assert report.summary(measured, task)["compiled"] == {"cost": 10.0, "gain": 0.5, "steps": 22.0}
     assert "it pays from step 22 on" in tables.page(report.summary(measured, task), task)
     run(measured, task, "lora", 0, 500.0, lever=COMPILED, step_seconds=[12.0, 1.0, 1.5, 1.5])
     assert "it never pays here" in tables.page(report.summary(measured, task), task)
+    row = next(row for row in report.summary(measured, task)["levers"] if row["lever"] == LEVERS[COMPILED].words)
+    assert row["gain"] == 500 / 400 and report.summary(measured, task)["levers"][0]["tokens_per_second"] == 500.0
 
 
 def test_the_share_of_the_peak_without_the_matrix_unit(measured: Path, task: Task) -> None:
@@ -277,8 +279,10 @@ def test_arms_take_turns_and_levers_stand_between_unchanged_runs(
     assert arms == ["trl-0.json", "lora-0.json", "trl-1.json", "lora-1.json"]
     *levers, last = command.plan(measured, ["levers"], [], rounds=5)
     files = [job.file for job in levers]
-    assert files[0] == f"lora-{UNCHANGED}-0.json" and files[-1] == f"lora-{UNCHANGED}-1.json"
-    assert len(files) == len(LEVERS) + 1 - left_out and last.file == "products.json"
+    apart = files.index(f"lora-{UNCHANGED}-{BESIDE}.json")
+    assert files[0] == f"lora-{UNCHANGED}-0.json" and files[apart - 1] == f"lora-{UNCHANGED}-1.json"
+    assert files[apart + 1 :] == [f"lora-{name}-0.json" for name, lever in LEVERS.items() if lever.beside]
+    assert len(files) == len(LEVERS) + 2 - left_out and last.file == "products.json"
     assert (f"lora-{NARROW}-0.json" in files) == (not left_out)
     assert next(job for job in levers if "pinned" in job.file).environment["OMP_PLACES"] == "cores"
 
