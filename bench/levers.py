@@ -72,9 +72,7 @@ LEVERS: dict[str, Lever] = {
         ours.Recipe(layers=False, compiled=True),
         False,
         beside=True,
-        environment={
-            "TORCHINDUCTOR_FORCE_DISABLE_CACHES": "1"
-        },  # as for the first time
+        environment={"TORCHINDUCTOR_FORCE_DISABLE_CACHES": "1"},  # as for the first time
     ),
     "pinned": Lever(
         "threads where the system puts them → each held to a core",
