@@ -24,7 +24,7 @@ from bench.arms import ARMS, BASELINE, MAIN
 from bench.levers import BESIDE, LEVERS, UNCHANGED
 
 PARTS = ("arms", "levers", "sizes", "evaluation", "profile", "overhead", "report")
-PROFILED = (BASELINE, "lora")
+PROFILED = (BASELINE, MAIN)
 OVERHEAD_ROUNDS = 2
 LIMIT = 1800.0  # seconds of one process
 
@@ -64,11 +64,11 @@ def plan(folder: Path, parts: list[str], arms: list[str], rounds: int) -> Iterat
     if "levers" in parts:
         here = machine.words()
         names = [name for name, lever in LEVERS.items() if name != UNCHANGED and lever.needs in here]
-        yield one("lora", 0, UNCHANGED)  # before and after all others
-        yield from (one("lora", 0, name) for name in names if not LEVERS[name].beside)
-        yield one("lora", 1, UNCHANGED)
-        yield one("lora", BESIDE, UNCHANGED)
-        yield from (one("lora", 0, name) for name in names if LEVERS[name].beside)
+        yield one(MAIN, 0, UNCHANGED)  # before and after all others
+        yield from (one(MAIN, 0, name) for name in names if not LEVERS[name].beside)
+        yield one(MAIN, 1, UNCHANGED)
+        yield one(MAIN, BESIDE, UNCHANGED)
+        yield from (one(MAIN, 0, name) for name in names if LEVERS[name].beside)
         yield Job("products.json", ("-m", "bench.products", task, str(folder / "products.json")), 40.0)
     if "evaluation" in parts:
         out = str(folder / "evaluation.json")

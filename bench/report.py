@@ -113,7 +113,7 @@ def _levers(files: dict[str, Any]) -> list[dict[str, Any]]:
     beside = next((f["tokens_per_second"] for f in unchanged if f["round"] == BESIDE), common)
     rows = []
     for name, lever in LEVERS.items():
-        run = files.get(f"lora-{name}-0")
+        run = files.get(f"{MAIN}-{name}-0")
         if name == UNCHANGED or run is None:
             continue
         if run.get("error"):
@@ -131,7 +131,7 @@ def _levers(files: dict[str, Any]) -> list[dict[str, Any]]:
 
 def _compiled(files: dict[str, Any]) -> dict[str, Any]:
     """What compiling costs in the first half of the steps, and what each step of the second half gains by it."""
-    run, plain = files.get(f"lora-{COMPILED}-0"), files.get(f"lora-{UNCHANGED}-{BESIDE}")
+    run, plain = files.get(f"{MAIN}-{COMPILED}-0"), files.get(f"{MAIN}-{UNCHANGED}-{BESIDE}")
     if not run or run.get("error") or not plain or plain.get("error"):
         return {}
     half = len(plain["step_seconds"]) // 2
@@ -142,7 +142,7 @@ def _compiled(files: dict[str, Any]) -> dict[str, Any]:
 
 def _products(files: dict[str, Any], machine: dict[str, Any]) -> dict[str, Any]:
     """The products alone, the share of the peak that they reach, and what each lever gives to an unchanged step."""
-    found, plain = files.get("products"), files.get(f"lora-{UNCHANGED}-0")
+    found, plain = files.get("products"), files.get(f"{MAIN}-{UNCHANGED}-0")
     if not found or found.get("error") or not plain or plain.get("error"):
         return {}
     step = plain["seconds"] / len(plain["step_seconds"])
@@ -156,7 +156,7 @@ def _products(files: dict[str, Any], machine: dict[str, Any]) -> dict[str, Any]:
 
 def _narrow(files: dict[str, Any], machine: dict[str, Any]) -> dict[str, Any]:
     """The share of the peak without the processor's matrix unit, which is that of processors that have none."""
-    run = files.get(f"lora-{NARROW}-0")
+    run = files.get(f"{MAIN}-{NARROW}-0")
     if not run or run.get("error"):
         return {}
     peaks = run["peaks"]
