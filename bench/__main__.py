@@ -15,8 +15,11 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from bench import machine, overhead, report, sizes
 from bench import task as tasks
@@ -136,30 +139,28 @@ def measure(folder: Path, jobs: list[Job], task: tasks.Task) -> None:
         )
 
 
-def larger(folder: Path, task: tasks.Task, arms: list[str]) -> None:
+def larger(folder: Path, task: tasks.Task, arms: list[str], peaks: dict[str, float]) -> None:
     """The baseline and ours on models of other sizes, each in a folder of its own; on one of them all arms."""
-    pair = [arm for arm in (BASELINE, MAIN) if arm in arms]
-    peaks = facts(folder, task)["peaks"]
-    for shape, gigabytes in sizes.SHAPES.items():
+    for shape in sizes.SHAPES:
         sub = folder / sizes.FOLDER / shape
         scaled = sizes.scaled(task, shape, sub)
-        jobs = list(plan(sub, ["arms"], pair, sizes.ROUNDS))
-        others = [arm for arm in arms if arm not in pair] if shape == sizes.ALL_ARMS else []
-        more = list(plan(sub, ["arms"], others, 1))
-        if sizes.fits(sizes.ALL_GB) or all(done(sub / job.file, scaled.fingerprint) for job in more):
-            jobs += more
-        else:
-            print(f"{shape}, {', '.join(others)}: left out, that needs {sizes.ALL_GB} GB of free memory")
-        if all(done(sub / file, scaled.fingerprint) for file in ["machine.json", *(job.file for job in jobs)]):
-            continue
-        if not sizes.fits(gigabytes):
-            print(f"{shape}: left out, that needs {gigabytes} GB of free memory")
+        jobs = partial(plan, sub, ["arms"], rounds=sizes.rounds(shape))
+        missing = [
+            arm
+            for arm in sizes.arms(shape, arms)
+            if not all(done(sub / job.file, scaled.fingerprint) for job in jobs([arm]))
+        ]
+        free = psutil.virtual_memory().available / 1e9
+        for arm in [arm for arm in missing if sizes.gigabytes(shape, arm) > free]:
+            print(f"{shape}, {arm}: left out, that needs {sizes.gigabytes(shape, arm)} GB of free memory")
+            missing.remove(arm)
+        if not missing:
             continue
         print(f"{shape}:")
         with sizes.weights(scaled, task.model):
             scaled.write(sub / "task.json")
             facts(sub, scaled, peaks)
-            measure(sub, jobs, scaled)
+            measure(sub, list(jobs(missing)), scaled)
 
 
 def facts(folder: Path, task: tasks.Task, peaks: dict[str, float] | None = None) -> dict[str, Any]:
@@ -191,10 +192,10 @@ def main(given: list[str] | None = None) -> int:
         print(f"{arm} is left out: there is no {ARMS[arm].environment} (make {ARMS[arm].made_by})")
         arms.remove(arm)
     task = tasks.read(file) if (file := asked.folder / "task.json").is_file() else tasks.prepare(file)
-    facts(asked.folder, task)
+    peaks = facts(asked.folder, task)["peaks"]
     measure(asked.folder, list(plan(asked.folder, parts, arms, asked.rounds)), task)
     if "sizes" in parts:
-        larger(asked.folder, task, arms)
+        larger(asked.folder, task, arms, peaks)
     if "report" in parts:
         print("written:", *(path.name for path in report.write(asked.folder, asked.output)))
     return 0

@@ -105,12 +105,11 @@ def seconds_to(validation: Sequence[Sequence[float]], target: float) -> float | 
 
 def _levers(files: dict[str, Any]) -> list[dict[str, Any]]:
     """What each lever gives: above 1, training is so much faster with it than without."""
-    unchanged = [f for f in files.values() if f.get("lever") == UNCHANGED and not f.get("error")]
-    found = [f for f in unchanged if f["round"] != BESIDE]
+    found = [run for number in (0, 1) if (run := _unchanged(files, number))]
     if not found:
         return []
     common = mean(f["tokens_per_second"] for f in found)
-    beside = next((f["tokens_per_second"] for f in unchanged if f["round"] == BESIDE), common)
+    beside = (_unchanged(files, BESIDE) or {"tokens_per_second": common})["tokens_per_second"]
     rows = []
     for name, lever in LEVERS.items():
         run = files.get(f"{MAIN}-{name}-0")
@@ -129,10 +128,16 @@ def _levers(files: dict[str, Any]) -> list[dict[str, Any]]:
     return [same, *sorted(rows, key=lambda row: -row.get("gain", 0))]
 
 
+def _unchanged(files: dict[str, Any], number: int) -> dict[str, Any] | None:
+    """That run of the arm as it is; None where it is missing or failed."""
+    run = files.get(f"{MAIN}-{UNCHANGED}-{number}")
+    return None if run is None or run.get("error") else run
+
+
 def _compiled(files: dict[str, Any]) -> dict[str, Any]:
     """What compiling costs in the first half of the steps, and what each step of the second half gains by it."""
-    run, plain = files.get(f"{MAIN}-{COMPILED}-0"), files.get(f"{MAIN}-{UNCHANGED}-{BESIDE}")
-    if not run or run.get("error") or not plain or plain.get("error"):
+    run, plain = files.get(f"{MAIN}-{COMPILED}-0"), _unchanged(files, BESIDE)
+    if not run or run.get("error") or not plain:
         return {}
     half = len(plain["step_seconds"]) // 2
     later = [a - b for a, b in zip(plain["step_seconds"], run["step_seconds"], strict=True)]
@@ -142,8 +147,8 @@ def _compiled(files: dict[str, Any]) -> dict[str, Any]:
 
 def _products(files: dict[str, Any], machine: dict[str, Any]) -> dict[str, Any]:
     """The products alone, the share of the peak that they reach, and what each lever gives to an unchanged step."""
-    found, plain = files.get("products"), files.get(f"{MAIN}-{UNCHANGED}-0")
-    if not found or found.get("error") or not plain or plain.get("error"):
+    found, plain = files.get("products"), _unchanged(files, 0)
+    if not found or found.get("error") or not plain:
         return {}
     step = plain["seconds"] / len(plain["step_seconds"])
     apart = [

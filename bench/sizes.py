@@ -8,13 +8,14 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+from bench.arms import BASELINE, MAIN
 from bench.task import Task
 from bench.trainers.litgpt import converted
 
-# Of the planner's table, with the GB that the baseline needs.
+# Of the planner's table, with the GB that the baseline needs, and how often each arm is measured.
 SHAPES = {"Qwen2.5-0.5B": 9, "Llama-3.2-1B": 11, "SmolLM2-1.7B": 15}
-ALL_ARMS, ALL_GB = "Llama-3.2-1B", 19  # where all arms are measured, those beside the baseline and ours once
-ROUNDS = 2
+ALL_ARMS, ALL_GB = "Llama-3.2-1B", 19  # where all arms are measured, and the GB that the others need
+ROUNDS, ALL_ROUNDS = 2, 5
 FOLDER = "sizes"  # below that of the measurements, with a folder like it for each shape
 
 
@@ -26,11 +27,19 @@ def scaled(task: Task, shape: str, folder: Path) -> Task:
     return replace(task, model=str(folder / shape), **fewer)
 
 
-def fits(gigabytes: float) -> bool:
-    """Whether so much memory is free now."""
-    import psutil
+def arms(shape: str, known: list[str]) -> list[str]:
+    """Which arms are measured on that shape: the baseline and ours, on one of the shapes all."""
+    return known if shape == ALL_ARMS else [arm for arm in known if arm in (BASELINE, MAIN)]
 
-    return gigabytes * 1e9 < psutil.virtual_memory().available
+
+def rounds(shape: str) -> int:
+    """How often, in turns."""
+    return ALL_ROUNDS if shape == ALL_ARMS else ROUNDS
+
+
+def gigabytes(shape: str, arm: str) -> int:
+    """The free memory that an arm needs on that shape."""
+    return SHAPES[shape] if arm in (BASELINE, MAIN) else ALL_GB
 
 
 @contextmanager

@@ -155,11 +155,14 @@ def _sizes(found: dict[str, Any]) -> str:
     rows = []
     for shape, told in found["sizes"].items():
         for name, arm in told["arms"].items():
-            rate = arm["tokens_per_second"]["median"]
+            rate = arm["tokens_per_second"]
+            speed = f"{rate['median']:.1f}"
+            if arm["rounds"] > 1:
+                speed += f" ({rate['min']:.1f}–{rate['max']:.1f})"
             ratio = "" if arm["ratio"] is None else f"{arm['ratio']:.2f}"
             peak, loss = f"{arm['peak_bytes'] / 1e9:.1f}", f"{arm['validation_loss']:.3f}"
             rounds = str(arm["rounds"])
-            rows.append([shape, name, rounds, f"{rate:.1f}", ratio, peak, f"{arm['mfu']:.2f}", loss])
+            rows.append([shape, name, rounds, speed, ratio, peak, f"{arm['mfu']:.2f}", loss])
         rows += [[shape, name, "", f"failed: {why}", "", "", "", ""] for name, why in told["failed"].items()]
     first = next(iter(found["sizes"].values()))
     costs = ", ".join(f"{s['flops_per_token'] / 1e9:.2f} for {name}" for name, s in found["sizes"].items())
@@ -168,7 +171,7 @@ def _sizes(found: dict[str, Any]) -> str:
         f"Random weights in the shapes of larger models, {first['task']['rows']} of the rows, "
         f"{first['task']['steps']} steps. Nothing is fetched, and nothing is learnt that means anything; speed, "
         f"memory and arithmetic are those of the shape. A token costs, in GFLOP: {costs}.\n\n"
-        + table(["shape", "arm", "rounds", "tokens/s", f"× {BASELINE}", "peak GB", "MFU", "loss"], rows)
+        + table(["shape", "arm", "rounds", "tokens/s (range)", f"× {BASELINE}", "peak GB", "MFU", "loss"], rows)
         + (f"\n\n{LITGPT_SHAPE}" if any("litgpt" in s["arms"] for s in found["sizes"].values()) else "")
     )
 

@@ -1,4 +1,7 @@
-"""Notebook 04 at the cpu profile on the real model, default parameters: what it must reach, from its record."""
+"""Notebook 04 at the cpu profile on the real model, in half its passes: what it must reach, from its record.
+
+The committed run has all of them: `tests/notebooks/test_published.py`.
+"""
 
 from __future__ import annotations
 
@@ -14,13 +17,13 @@ pytestmark = [pytest.mark.quality, pytest.mark.model]
 
 @pytest.fixture(scope="module")
 def record(run_at_cpu: Callable[..., results.Results]) -> results.Results:
-    return run_at_cpu("04")
+    return run_at_cpu("04", EPOCHS=2)
 
 
 def test_words_in_sentences_and_voices_never_heard(record: results.Results) -> None:
     wer = record.metrics["wer"]
     assert record.headline == "wer"
-    assert wer.after <= 0.65 * wer.before  # the committed run: 0.408 to 0.245, 40 % fewer
+    assert wer.after <= 0.75 * wer.before  # the committed run, with all passes: 0.408 to 0.248
     assert wer.ci95[1] < 0 and wer.verdict == "improved"
     assert wer.after < wer.prompted
     assert record.metrics["cer"].verdict == "improved"

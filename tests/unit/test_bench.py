@@ -205,14 +205,18 @@ def test_a_model_that_does_not_fit_is_left_out(
 ) -> None:
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=12e9))
     asked: list[str] = []
-    monkeypatch.setattr(command, "facts", lambda folder, *given: asked.append(folder.name) or {"peaks": {}})
+    monkeypatch.setattr(command, "facts", lambda folder, *given: asked.append(folder.name))
     monkeypatch.setattr(command, "measure", lambda folder, jobs, task: asked.extend(job.file for job in jobs))
     monkeypatch.setattr(sizes, "weights", lambda task, tokenizer: nullcontext())
-    command.larger(measured, task, ["trl", "trainer", "lora"])
-    pair = ["trl-0.json", "lora-0.json", "trl-1.json", "lora-1.json"]
-    assert asked == ["measured", "Qwen2.5-0.5B", *pair, "Llama-3.2-1B", *pair]
-    said = capsys.readouterr().out
-    assert "Llama-3.2-1B, trainer: left out" in said and "SmolLM2-1.7B: left out" in said
+    command.larger(measured, task, ["trl", "trainer", "lora"], {})
+    turns = {number: [f"trl-{number}.json", f"lora-{number}.json"] for number in range(5)}
+    assert asked == ["Qwen2.5-0.5B", *turns[0], *turns[1], "Llama-3.2-1B", *sum(turns.values(), [])]
+    said = capsys.readouterr().out.splitlines()
+    assert [line.split(":")[0] for line in said if "left out" in line] == [
+        "Llama-3.2-1B, trainer",
+        "SmolLM2-1.7B, trl",
+        "SmolLM2-1.7B, lora",
+    ]
 
 
 def test_a_larger_model_has_the_same_random_weights_each_time(
