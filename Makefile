@@ -15,6 +15,7 @@ TOOLS := .venv-tools/.cookbook-tools
 WIDGETS := .venv-widgets/.cookbook-widgets
 UNSLOTH := .venv-unsloth/.cookbook-unsloth
 
+GPU := $(ENV)/.cookbook-gpu
 TRAINERS := llama-factory litgpt
 TRAINER := $(TRAINERS:%=.venv-%/.cookbook-trainer)
 
@@ -40,16 +41,17 @@ widgets: $(WIDGETS) ## the widgets on the versions that Colab has
 tools: $(TOOLS) ## read the exports with Axolotl's, LLaMA-Factory's and Together's own code
 	@.venv-tools/bin/python -m pytest tests/tools
 
-unsloth: $(UNSLOTH) ## Unsloth as the engine of 01, and every notebook at smoke on its older versions of our stack
+unsloth: $(UNSLOTH) ## Unsloth as the engine of 01, and every notebook at smoke on the lowest versions of our stack
 	@PYTHONPATH=. .venv-unsloth/bin/python -m pytest -n $(WORKERS) --dist loadgroup \
 	  tests/notebooks/test_smoke.py tests/notebooks/test_unsloth.py \
 	  $(addprefix tests/unit/test_,engines.py fused.py answer_trainer.py memory.py)
 
-bench: $(CORE) ## training, evaluation and memory beside other trainers, into docs/benchmark; about two hours
+bench: $(CORE) ## training, evaluation and memory beside other trainers, into docs/benchmark; about three hours
 	@$(PY) -m bench
 
-bench-gpu: $(CORE) ## speed and memory on a CUDA GPU, random weights in well-known shapes, into docs/benchmark/gpu.md
+bench-gpu: $(GPU) ## 01 on a CUDA GPU; speed and memory with random weights in well-known shapes, into docs/benchmark/gpu.md
 	@$(PY) -m bench.gpu
+	@$(PY) -m cookbook run 01 -p PROFILE gpu -p MODEL smollm2-135m-instruct --output-dir runs/bench-gpu/01
 
 trainers: $(TRAINER) ## environments of other trainers, for bench
 
@@ -84,6 +86,10 @@ $(TEST): pyproject.toml | $(PY)
 	@$(PY) -m pip install -q -e ".[test]"
 	@touch $@ $(CORE)
 
+$(GPU): pyproject.toml | $(PY)
+	@$(PY) -m pip install -q -e ".[gpu]"
+	@touch $@ $(CORE)
+
 $(SITE): pyproject.toml | $(PY)
 	@$(PY) -m pip install -q -e ".[site]"
 	@touch $@ $(CORE)
@@ -108,14 +114,15 @@ $(TOOLS): pyproject.toml tests/tools/requirements.txt
 	@.venv-tools/bin/python -m pip install -q --no-deps -r tests/tools/requirements.txt
 	@touch $@
 
-# Unsloth trains on a CPU from 2026.10.9 on, which asks for a newer certifi than some indexes have. A torchvision made
-# for another torch breaks imports, and a torchao warns of itself in every notebook; nothing here needs either.
+# Of the stack the lowest versions that pyproject.toml allows, so that they stay true. A torchvision made for another
+# torch breaks imports, and a torchao warns of itself in every notebook; nothing here needs either.
+LOWEST := accelerate bitsandbytes datasets peft transformers trl
 $(UNSLOTH): pyproject.toml
 	@echo "Making the environment .venv-unsloth (some minutes and about 2 GB, once)"
 	@$(PYTHON) -m venv .venv-unsloth
 	@.venv-unsloth/bin/python -m pip install -q "torch>=2.11,<2.14"
-	@.venv-unsloth/bin/python -m pip install -q -e ".[unsloth,test]"
-	@.venv-unsloth/bin/python -m pip install -q --no-deps unsloth==2026.10.9 unsloth_zoo==2026.10.9
+	@$(PYTHON) tests/lowest.py $(LOWEST) > .venv-unsloth/lowest.txt
+	@.venv-unsloth/bin/python -m pip install -q -c .venv-unsloth/lowest.txt -e ".[unsloth,test]"
 	@.venv-unsloth/bin/python -c 'import torchvision' 2> /dev/null || .venv-unsloth/bin/python -m pip uninstall -q -y torchvision
 	@.venv-unsloth/bin/python -m pip uninstall -q -y torchao
 	@touch $@

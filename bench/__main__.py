@@ -17,7 +17,6 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import psutil
 
@@ -63,7 +62,10 @@ def plan(folder: Path, parts: list[str], arms: list[str], rounds: int) -> Iterat
         return Job(file, words, ARMS[arm].seconds, interpreter(arm) or "", how.environment)
 
     if "arms" in parts:
-        yield from (one(arm, number) for number in range(rounds) for arm in arms)
+        for number in range(rounds):
+            file = f"peak-{number}.json"
+            yield Job(file, ("-m", "bench.machine", task, str(folder / file)), 30.0)
+            yield from (one(arm, number) for arm in arms)
     if "levers" in parts:
         here = machine.words()
         names = [name for name, lever in LEVERS.items() if name != UNCHANGED and lever.needs in here]
@@ -139,12 +141,12 @@ def measure(folder: Path, jobs: list[Job], task: tasks.Task) -> None:
         )
 
 
-def larger(folder: Path, task: tasks.Task, arms: list[str], peaks: dict[str, float]) -> None:
+def larger(folder: Path, task: tasks.Task, arms: list[str]) -> None:
     """The baseline and ours on models of other sizes, each in a folder of its own; on one of them all arms."""
     for shape in sizes.SHAPES:
         sub = folder / sizes.FOLDER / shape
         scaled = sizes.scaled(task, shape, sub)
-        jobs = partial(plan, sub, ["arms"], rounds=sizes.rounds(shape))
+        jobs = partial(plan, sub, ["arms"], rounds=sizes.ROUNDS)
         missing = [
             arm
             for arm in sizes.arms(shape, arms)
@@ -159,21 +161,16 @@ def larger(folder: Path, task: tasks.Task, arms: list[str], peaks: dict[str, flo
         print(f"{shape}:")
         with sizes.weights(scaled, task.model):
             scaled.write(sub / "task.json")
-            facts(sub, scaled, peaks)
+            facts(sub, scaled)
             measure(sub, list(jobs(missing)), scaled)
 
 
-def facts(folder: Path, task: tasks.Task, peaks: dict[str, float] | None = None) -> dict[str, Any]:
-    """Machine, peak and arithmetic; measured once a task, the peak only where none is given."""
+def facts(folder: Path, task: tasks.Task) -> None:
+    """The machine in words and a token's arithmetic, once a task."""
     file = folder / "machine.json"
     if not done(file, task.fingerprint):
-        found = {
-            "machine": machine.words(),
-            "peaks": peaks or machine.peaks(),
-            "flops_per_token": machine.flops_per_token(task),
-        }
+        found = {"machine": machine.words(), "flops_per_token": machine.flops_per_token(task)}
         file.write_text(json.dumps(found | {"task": task.fingerprint}, indent=1), encoding="utf-8")
-    return json.loads(file.read_text(encoding="utf-8"))
 
 
 def main(given: list[str] | None = None) -> int:
@@ -192,10 +189,10 @@ def main(given: list[str] | None = None) -> int:
         print(f"{arm} is left out: there is no {ARMS[arm].environment} (make {ARMS[arm].made_by})")
         arms.remove(arm)
     task = tasks.read(file) if (file := asked.folder / "task.json").is_file() else tasks.prepare(file)
-    peaks = facts(asked.folder, task)["peaks"]
+    facts(asked.folder, task)
     measure(asked.folder, list(plan(asked.folder, parts, arms, asked.rounds)), task)
     if "sizes" in parts:
-        larger(asked.folder, task, arms, peaks)
+        larger(asked.folder, task, arms)
     if "report" in parts:
         print("written:", *(path.name for path in report.write(asked.folder, asked.output)))
     return 0

@@ -91,7 +91,10 @@ def measure(case: Case) -> dict[str, Any]:
     if case.extra == "unsloth":
         import unsloth  # noqa: F401  (before the model's code)
     torch.manual_seed(0)
-    model, weights = build(case, shape, device, checkpointing)
+    model, weights = (by_unsloth if case.extra == "unsloth" else build)(case, shape, device, checkpointing)
+    if device == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()  # of training, not of loading
     step = stepper(model, case, shape.get_text_config().vocab_size, device)
     seconds = timed(step, device)
     found = {"checkpointing": checkpointing, "tokens_per_second": case.length / seconds, "weight_bytes": weights}
@@ -105,19 +108,14 @@ def measure(case: Case) -> dict[str, Any]:
 
 def build(case: Case, shape: Any, device: str, checkpointing: bool) -> tuple[Any, int]:
     """The model, ready to be trained, and the bytes of its weights before an adapter came."""
-    import torch
     from peft import LoraConfig, get_peft_model
-    from transformers import AutoModelForCausalLM
 
     attention = case.extra if case.extra == "flash_attention_2" else "sdpa"
-    with torch.device(device):
-        model = AutoModelForCausalLM.from_config(shape, dtype=torch.bfloat16, attn_implementation=attention)
+    model = drawn(shape, device, attention)
     if case.extra == "liger":
         from liger_kernel.transformers import _apply_liger_kernel_to_instance
 
         _apply_liger_kernel_to_instance(model=model)
-    if case.extra == "unsloth":
-        return by_unsloth(model, case, checkpointing)
     if case.method == "qlora":
         pack(model, device)
     weights = sum(_bytes(weight) for weight in model.parameters())
@@ -126,8 +124,23 @@ def build(case: Case, shape: Any, device: str, checkpointing: bool) -> tuple[Any
     if case.method != "full":
         model = get_peft_model(model, LoraConfig(r=RANK, target_modules="all-linear", task_type="CAUSAL_LM"))
     if case.extra == "compile":
-        model.compile()
+        for layer in inner(model).model.layers:
+            layer.compile()
     return model.train(), weights
+
+
+def drawn(shape: Any, device: str, attention: str) -> Any:
+    """A causal language model with random weights in bf16."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    with torch.device(device):
+        return AutoModelForCausalLM.from_config(shape, dtype=torch.bfloat16, attn_implementation=attention)
+
+
+def inner(model: Any) -> Any:
+    """The transformers model inside PEFT's."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 def pack(model: Any, device: str) -> None:
@@ -147,16 +160,15 @@ def pack(model: Any, device: str) -> None:
                 setattr(parent, name, packed.to(device))
 
 
-def by_unsloth(model: Any, case: Case, checkpointing: bool) -> tuple[Any, int]:
-    """The same random weights, loaded and adapted by Unsloth, which reads them from a folder."""
+def by_unsloth(case: Case, shape: Any, device: str, checkpointing: bool) -> tuple[Any, int]:
+    """Random weights as above, loaded and adapted by Unsloth, which reads them from a folder."""
     from unsloth import FastLanguageModel
 
     from cookbook import models
 
     with TemporaryDirectory() as folder:
-        model.save_pretrained(folder)
+        drawn(shape, device, "sdpa").save_pretrained(folder)
         models.load_tokenizer("smollm2-135m-instruct").save_pretrained(folder)
-        del model
         model, _ = FastLanguageModel.from_pretrained(
             folder, max_seq_length=case.length, load_in_4bit=case.method == "qlora"
         )
@@ -186,7 +198,7 @@ def stepper(model: Any, case: Case, words: int, device: str) -> Callable[[], Non
     trained = [weight for weight in model.parameters() if weight.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=1e-5, fused=device == "cuda")
     ids = torch.randint(words, (1, case.length), device=device)
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    base = inner(model)
     head = base.get_output_embeddings()
 
     def part(hidden: torch.Tensor, told: torch.Tensor) -> torch.Tensor:
@@ -260,11 +272,17 @@ def name(device: str) -> str:
     return f"{card.name}, {card.total_memory / 2**30:.0f} GiB"
 
 
+def interpreter(case: Case) -> str:
+    """Unsloth's own environment for its cases, where `make unsloth` has made it."""
+    own = ROOT / ".venv-unsloth" / "bin" / "python"
+    return str(own) if case.extra == "unsloth" and own.is_file() else sys.executable
+
+
 def run(case: Case, folder: Path) -> dict[str, Any]:
     """The case in a process of its own, unless its file is there; a failure is recorded in a sentence."""
     file = folder / f"{case.name}.json"
     if not file.is_file():
-        command = [sys.executable, "-m", "bench.gpu", "--case", json.dumps(asdict(case)), "--folder", str(folder)]
+        command = [interpreter(case), "-m", "bench.gpu", "--case", json.dumps(asdict(case)), "--folder", str(folder)]
         try:
             done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=LIMIT)
             said = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
@@ -294,7 +312,24 @@ def page(found: dict[Case, dict[str, Any]]) -> str:
         f"# Fine-tuning speed on a GPU\n\nMeasured by `make bench-gpu` on {device}; random weights, one full row a "
     )
     text += f"step, {STEPS} steps after {WARM_UP}. For comparison: {NEMO}\n\n{table(head, rows)}\n"
+    text += "".join(f"\n{line}\n" for line in beside_unsloth(found))
     return text + ("\nNot in the table:\n\n" + "\n".join(out) + "\n" if out else "")
+
+
+def beside_unsloth(found: dict[Case, dict[str, Any]]) -> list[str]:
+    """Unsloth's speed and memory over those without it, a sentence a pair; then what that makes of its claim."""
+    said, holds = [], []
+    for case, told in found.items():
+        plain = found.get(Case(case.shape, case.length, case.method), {})
+        if case.extra == "unsloth" and "peak_bytes" in told and "peak_bytes" in plain:
+            speed = told["tokens_per_second"] / plain["tokens_per_second"]
+            memory = told["peak_bytes"] / plain["peak_bytes"]
+            holds.append(speed >= 2 and memory < 1)
+            said.append(f"{case.name}: {speed:.2f} times the tokens a second, {memory:.2f} times the memory.")
+    if not said:
+        return []
+    verdict = "holds" if all(holds) else "holds in part" if any(holds) else "does not hold"
+    return [*said, f"Unsloth is 2 to 5 times faster with less memory: **{verdict}** beside the same training here."]
 
 
 def main(given: list[str] | None = None) -> int:

@@ -18,6 +18,7 @@ class Lever:
     recipe: ours.Recipe
     kept: bool  # in the notebook; this run is the one without it
     beside: bool = False  # has an unchanged run of its own, right before: its gain is a matter of seconds
+    over: str = ""  # the lever to whose run it adds one change
     environment: dict[str, str] = field(default_factory=dict)  # variables of its process
     needs: str = ""  # an instruction set, as bench/machine.py names it
 
@@ -66,6 +67,7 @@ LEVERS: dict[str, Lever] = {
             ),
         ),
         False,
+        over="sdpa",
     ),
     COMPILED: Lever(
         "fused layers → decoder layers by torch.compile, one code for all of them and for all lengths",

@@ -1,16 +1,22 @@
-"""The machine in words, the peak of its matrix product, and what a token costs by arithmetic."""
+"""The machine in words, the peak of its matrix product, and what a token costs by arithmetic.
+
+`python -m bench.machine TASK_JSON OUT_JSON` measures the peak, in a process of its own as the arms have.
+"""
 
 from __future__ import annotations
 
+import json
 import platform
+import sys
 import time
 from pathlib import Path
 from typing import Any
 
-from bench.task import Task, threads
+from bench.task import Task, read, threads
 
 FLAGS = {"avx2": "AVX2", "avx512f": "AVX-512", "avx512_bf16": "AVX-512 BF16", "amx_bf16": "AMX BF16"}
-SIZES, ROUNDS = (1024, 2048), 12  # of square products
+# Of products, (rows, inner) with (inner, columns): large ones, and one that lies in a core's cache.
+SHAPES, ROUNDS = ((1024, 1024, 1024), (2048, 2048, 2048), (4096, 4096, 4096), (1024, 576, 1536)), 24
 
 
 def words() -> str:
@@ -27,17 +33,19 @@ def words() -> str:
 
 
 def peaks() -> dict[str, float]:
-    """GFLOP/s of torch's matrix product, the best of some square ones, interleaved."""
+    """GFLOP/s of torch's matrix product by type: the best of many, of some shapes, interleaved."""
     import torch
 
     best = dict.fromkeys(("float32", "bfloat16"), 0.0)
-    for size in SIZES:
-        pairs = {name: torch.randn(size, size).to(getattr(torch, name)) for name in best}
+    for rows, inner, columns in SHAPES:
+        a, b = torch.randn(rows, inner), torch.randn(inner, columns)
+        pairs = {name: (a.to(kind), b.to(kind)) for name in best for kind in [getattr(torch, name)]}
         for _ in range(ROUNDS):
-            for name, a in pairs.items():
+            for name, (x, y) in pairs.items():
                 start = time.perf_counter()
-                torch.mm(a, a)
-                best[name] = max(best[name], 2 * size**3 / (time.perf_counter() - start) / 1e9)
+                torch.mm(x, y)
+                rate = 2 * rows * inner * columns / (time.perf_counter() - start) / 1e9
+                best[name] = max(best[name], rate)
     return best
 
 
@@ -65,3 +73,8 @@ def flops_per_token(task: Task, rows: int = 8) -> float:
                 logits = model(input_ids=ids, use_cache=False).logits
             torch.nn.functional.cross_entropy(logits[0], ids[0, -row.supervised :]).backward()
     return counted.get_total_flops() / sum(len(row.input_ids) for row in chosen)
+
+
+if __name__ == "__main__":
+    source, out = sys.argv[1:]
+    Path(out).write_text(json.dumps({"peaks": peaks(), "task": read(source).fingerprint}), encoding="utf-8")

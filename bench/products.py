@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from bench import machine
 from bench.task import IGNORED, Task, read
 from bench.watch import padded
 
@@ -31,6 +32,7 @@ def measure(task: Task) -> dict[str, Any]:
     rows = tokens_a_step(task)
     return {
         "rows": rows,
+        "peaks": machine.peaks(),
         "shapes": shapes,
         "seconds": sum(s["layers"] * (s["forward"]["seconds"] + s["backward"]["seconds"]) for s in shapes),
         "flops": sum(s["layers"] * 4 * rows * s["inputs"] * s["outputs"] for s in shapes),

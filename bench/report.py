@@ -9,7 +9,7 @@ from statistics import mean, median
 from typing import Any
 
 from bench import sizes, tables
-from bench.arms import ARMS, BASELINE, MAIN, OURS
+from bench.arms import ARMS, BASELINE, BASELINE_FP32, MAIN, OURS
 from bench.levers import BESIDE, COMPILED, LEVERS, NARROW, UNCHANGED
 from bench.task import ROOT, Task, read
 
@@ -34,13 +34,14 @@ def summary(measured: Path, task: Task) -> dict[str, Any]:
     files = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(measured.glob("*.json"))}
     files = {name: found for name, found in files.items() if found.get("task", task.fingerprint) == task.fingerprint}
     runs = {arm: _runs(files, arm) for arm in ARMS}
-    machine = files["machine"]
+    machine, peaks = files["machine"], _peaks(files)
     base = runs[BASELINE]
     target = WITHIN * median(run["validation_loss"] for run in base) if base else None
-    arms = {arm: _arm(arm, found, base, machine, target) for arm, found in runs.items() if found}
+    share = {number: machine["flops_per_token"] / (peak * 1e9) for number, peak in peaks.items()}
+    arms = {arm: _arm(arm, found, base, share, target) for arm, found in runs.items() if found}
     found = {
         "machine": machine["machine"],
-        "peak_gflops": machine["peaks"],
+        "peak_gflops": peaks,
         "flops_per_token": machine["flops_per_token"],
         "task": {"tokens": task.tokens, "supervised": task.supervised, "rows": len(task.train), "steps": task.steps},
         "target_loss": target,
@@ -48,7 +49,7 @@ def summary(measured: Path, task: Task) -> dict[str, Any]:
         "failed": {arm: _error(files, arm) for arm in ARMS if arm not in arms and _error(files, arm)},
         "levers": _levers(files),
         "compiled": _compiled(files),
-        "products": _products(files, machine),
+        "products": _products(files),
         "narrow": _narrow(files, machine),
         "sizes": _sizes(measured, task),
         "evaluation": files.get("evaluation", {}),
@@ -58,33 +59,42 @@ def summary(measured: Path, task: Task) -> dict[str, Any]:
     return found | {"bars": bars(found)}
 
 
+def _peaks(files: dict[str, Any]) -> dict[int, float]:
+    """GFLOP/s by round: the machine's at that time, whatever the type."""
+    found = {name: f for name, f in files.items() if name.startswith("peak-") and not f.get("error")}
+    return {int(name.split("-")[1]): max(f["peaks"].values()) for name, f in found.items()}
+
+
 def _runs(files: dict[str, Any], arm: str) -> list[dict[str, Any]]:
     found = [f for f in files.values() if f.get("arm") == arm and not f["lever"] and not f.get("error")]
     return sorted(found, key=lambda run: run["round"])
 
 
 def _error(files: dict[str, Any], arm: str) -> str:
-    return next((f["error"] for name, f in files.items() if name.startswith(f"{arm}-") and f.get("error")), "")
+    return next((f["error"] for name, f in files.items() if name.rsplit("-", 1)[0] == arm and f.get("error")), "")
 
 
 def _arm(
-    arm: str, runs: list[dict[str, Any]], base: list[dict[str, Any]], machine: dict[str, Any], target: float | None
+    arm: str, runs: list[dict[str, Any]], base: list[dict[str, Any]], share: dict[int, float], target: float | None
 ) -> dict[str, Any]:
+    """Medians over rounds, ratios within each; `share` is that of the round's peak which one token a second takes."""
     beside = {run["round"]: run["tokens_per_second"] for run in base}
     rates = [run["tokens_per_second"] for run in runs]
     ratios = [run["tokens_per_second"] / beside[run["round"]] for run in runs if run["round"] in beside]
+    shares = [run["tokens_per_second"] * share[run["round"]] for run in runs if run["round"] in share]
     timed = [seconds_to(run["validation"], target) for run in runs] if target else []
     return {
         "words": ARMS[arm].words,
         "rounds": len(runs),
         "tokens_per_second": {"median": median(rates), "min": min(rates), "max": max(rates)},
+        "rates": {run["round"]: run["tokens_per_second"] for run in runs},
         "ratio": median(ratios) if ratios else None,
         "seconds": median(run["seconds"] for run in runs),
         "seconds_to_target": median(timed) if timed and None not in timed else None,
         "validation_loss": median(run["validation_loss"] for run in runs),
         "validation": runs[0]["validation"],
         "peak_bytes": median(run["peak_bytes"] for run in runs),
-        "mfu": median(rates) * machine["flops_per_token"] / (max(machine["peaks"].values()) * 1e9),
+        "mfu": median(shares) if shares else None,
         "ready_seconds": median(run["ready_seconds"] for run in runs),
         "versions": runs[0]["versions"],
     }
@@ -119,11 +129,14 @@ def _levers(files: dict[str, Any]) -> list[dict[str, Any]]:
             rows.append({"lever": lever.words, "kept": lever.kept, "error": run["error"]})
             continue
         other, rate = run["tokens_per_second"], beside if lever.beside else common
+        if lever.over and (without := files.get(f"{MAIN}-{lever.over}-0", {})).get("tokens_per_second"):
+            rate = without["tokens_per_second"]
         row = {"lever": lever.words, "kept": lever.kept, "tokens_per_second": other, "peak_bytes": run["peak_bytes"]}
-        row |= {"beside": rate} if lever.beside else {}
+        row |= {"beside": rate} if rate != common else {}
         row |= {"gain": rate / other if lever.kept else other / rate, "validation_loss": run["validation_loss"]}
         rows.append(row)
     same = {"lever": LEVERS[UNCHANGED].words, "kept": True, "tokens_per_second": common, "gain": None}
+    same["runs"] = [f["tokens_per_second"] for f in found]
     same |= {name: mean(f[name] for f in found) for name in ("peak_bytes", "validation_loss")}
     return [same, *sorted(rows, key=lambda row: -row.get("gain", 0))]
 
@@ -145,17 +158,17 @@ def _compiled(files: dict[str, Any]) -> dict[str, Any]:
     return {"cost": cost, "gain": gain, "steps": half + cost / gain if gain > 0 else None}
 
 
-def _products(files: dict[str, Any], machine: dict[str, Any]) -> dict[str, Any]:
+def _products(files: dict[str, Any]) -> dict[str, Any]:
     """The products alone, the share of the peak that they reach, and what each lever gives to an unchanged step."""
-    found, plain = files.get("products"), _unchanged(files, 0)
+    found, plain = files.get("products"), [run for number in (0, 1) if (run := _unchanged(files, number))]
     if not found or found.get("error") or not plain:
         return {}
-    step = plain["seconds"] / len(plain["step_seconds"])
+    step = mean(run["seconds"] / len(run["step_seconds"]) for run in plain)
     apart = [
         lever | {"gain": 1 + lever["saved"] / step if lever["kept"] else step / (step - lever["saved"])}
         for lever in found["apart"]
     ]
-    peak = max(machine["peaks"].values()) * 1e9
+    peak = max(found["peaks"].values()) * 1e9
     return found | {"apart": apart, "step": step, "mfu": found["flops"] / found["seconds"] / peak}
 
 
@@ -211,23 +224,34 @@ def bars(found: dict[str, Any]) -> list[dict[str, Any]]:
         limit = {"at_least": at_least} if at_least is not None else {"at_most": at_most}
         rows.append({"what": what, "measured": value, "met": bool(met)} | limit | more)
 
+    faster = _faster(arms)
     if MAIN in arms and BASELINE in arms:
         ours, base = arms[MAIN], arms[BASELINE]
         bar("training, tokens a second over TRL's defaults", ours["ratio"], 4.5)
+        if BASELINE_FP32 in faster:
+            bar("training, tokens a second over TRL's defaults with bf16 switched off", faster[BASELINE_FP32], 4.5)
         bar("final validation loss over TRL's", ours["validation_loss"] / base["validation_loss"], at_most=WITHIN)
         bar("peak memory over TRL's", ours["peak_bytes"] / base["peak_bytes"], at_most=1.0)
-    others = {arm: a["tokens_per_second"]["median"] for arm, a in arms.items() if arm not in (*OURS, BASELINE)}
-    if MAIN in arms and others:
-        best = max(others, key=others.get)
-        speed = arms[MAIN]["tokens_per_second"]["median"] / others[best]
-        bar("training, tokens a second over the best of the others", speed, 1.5, best=best)
-    if MAIN in arms:
+    others = {arm: times for arm, times in faster.items() if arm not in (*OURS, BASELINE, BASELINE_FP32)}
+    if others:
+        best = min(others, key=others.get)
+        bar("training, tokens a second over the best of the others", others[best], 1.5, best=best)
+    if MAIN in arms and arms[MAIN]["mfu"] is not None:
         bar("share of the machine's matrix-product peak (MFU)", arms[MAIN]["mfu"], 0.35)
     if found["evaluation"]:
         bar("evaluation, generated tokens a second over one by one", found["evaluation"]["ratio"], 4.0)
     if found["overhead"]:
         bar("the notebook's time beyond that of its code as a script", found["overhead"]["over"], at_most=0.05)
     return rows
+
+
+def _faster(arms: dict[str, Any]) -> dict[str, float]:
+    """How many times each arm's rate the main arm's is: within a round, the median over rounds."""
+    mine = arms[MAIN]["rates"] if MAIN in arms else {}
+    ratios = {
+        name: [mine[n] / arm["rates"][n] for n in mine.keys() & arm["rates"].keys()] for name, arm in arms.items()
+    }
+    return {name: median(times) for name, times in ratios.items() if times}
 
 
 def draw(found: dict[str, Any], path: Path) -> None:

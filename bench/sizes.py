@@ -12,10 +12,10 @@ from bench.arms import BASELINE, MAIN
 from bench.task import Task
 from bench.trainers.litgpt import converted
 
-# Of the planner's table, with the GB that the baseline needs, and how often each arm is measured.
+# Of the planner's table, with the GB that the baseline needs.
 SHAPES = {"Qwen2.5-0.5B": 9, "Llama-3.2-1B": 11, "SmolLM2-1.7B": 15}
 ALL_ARMS, ALL_GB = "Llama-3.2-1B", 19  # where all arms are measured, and the GB that the others need
-ROUNDS, ALL_ROUNDS = 2, 5
+ROUNDS = 2
 FOLDER = "sizes"  # below that of the measurements, with a folder like it for each shape
 
 
@@ -30,11 +30,6 @@ def scaled(task: Task, shape: str, folder: Path) -> Task:
 def arms(shape: str, known: list[str]) -> list[str]:
     """Which arms are measured on that shape: the baseline and ours, on one of the shapes all."""
     return known if shape == ALL_ARMS else [arm for arm in known if arm in (BASELINE, MAIN)]
-
-
-def rounds(shape: str) -> int:
-    """How often, in turns."""
-    return ALL_ROUNDS if shape == ALL_ARMS else ROUNDS
 
 
 def gigabytes(shape: str, arm: str) -> int:

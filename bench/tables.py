@@ -73,6 +73,11 @@ def _bars(found: dict[str, Any]) -> str:
     if not rows:
         return ""
     text = "## What was aimed at\n\n" + table(["", "aim", "measured", *(f"{s}'s shape" for s in by_shape)], rows)
+    text += f"\n\nAll of this is about the arm `{MAIN}`, which trains what the others train."
+    arms = found["arms"]
+    if "qlora" in arms and BASELINE in arms:
+        loss = arms["qlora"]["validation_loss"] / arms[BASELINE]["validation_loss"]
+        text += f" On a base in 4 bits, as notebook 01 comes, the loss is {loss:.3g} times TRL's."
     if any("MFU" in bar["what"] and not bar["met"] for bar in found["bars"]):
         text += "\n\n" + _peak(found)
     return text
@@ -87,23 +92,25 @@ def _measured(bar: dict[str, Any] | None) -> str:
 
 def _peak(found: dict[str, Any]) -> str:
     """Why a small model keeps a fast processor waiting, in the numbers that were measured."""
-    peak = max(found["peak_gflops"].values())
+    peaks = found["peak_gflops"].values()
     text = (
-        f"The peak is {peak:,.0f} GFLOP/s, of large square products; a token of this model costs "
-        f"{found['flops_per_token'] / 1e9:.2f} GFLOP."
+        "The peak is that of torch's matrix product, the best of many, large ones and one that lies in the cache: "
+        f"{min(peaks):,.0f} to {max(peaks):,.0f} GFLOP/s in the rounds, each arm beside that of its own round; a "
+        f"token of this model costs {found['flops_per_token'] / 1e9:.2f} GFLOP."
     )
     if told := found["products"]:
         text += (
             f" The products with frozen weights could be had in {told['seconds']:.2f} s of a step's "
-            f"{told['step']:.2f} s, if all that they read lay in the cache."
+            f"{told['step']:.2f} s, if all that they read lay in the cache. In a step they take longer, and beside "
+            "them stand LoRA's own, 16 columns wide, norms, activations, attention and the moving of all that, bound "
+            "by memory and not by arithmetic: the faster a processor multiplies, the smaller the share of its peak "
+            "that a small model reaches."
         )
-    text += (
-        " Between them lie norms, activations, attention, LoRA's sums and the moving of all that, bound by memory "
-        "and not by arithmetic: the faster a processor multiplies, the smaller the share of its peak that a small "
-        "model reaches."
-    )
     if sized := found["sizes"]:
-        told = ", ".join(f"{s['arms'][MAIN]['mfu']:.2f} with the shape of {name}" for name, s in sized.items())
+        shares = {name: s["arms"][MAIN]["mfu"] for name, s in sized.items()}
+        told = ", ".join(
+            f"{share:.2f} with the shape of {name}" for name, share in shares.items() if share is not None
+        )
         text += f" A larger one makes larger products: the same cores reach {told} (below)."
     if narrow := found["narrow"]:
         most, floats = max(narrow["peaks"].values()), narrow["peaks"]
@@ -142,11 +149,15 @@ def _arm_table(found: dict[str, Any]) -> str:
                 "not reached" if arm["seconds_to_target"] is None else f"{arm['seconds_to_target']:.0f}",
                 f"{arm['validation_loss']:.3f}",
                 f"{arm['peak_bytes'] / 1e9:.2f}",
-                f"{arm['mfu']:.2f}",
+                _share(arm),
                 f"{arm['ready_seconds']:.0f}",
             ]
         )
     return table(head, rows)
+
+
+def _share(arm: dict[str, Any]) -> str:
+    return "" if arm["mfu"] is None else f"{arm['mfu']:.2f}"
 
 
 def _sizes(found: dict[str, Any]) -> str:
@@ -162,7 +173,7 @@ def _sizes(found: dict[str, Any]) -> str:
             ratio = "" if arm["ratio"] is None else f"{arm['ratio']:.2f}"
             peak, loss = f"{arm['peak_bytes'] / 1e9:.1f}", f"{arm['validation_loss']:.3f}"
             rounds = str(arm["rounds"])
-            rows.append([shape, name, rounds, speed, ratio, peak, f"{arm['mfu']:.2f}", loss])
+            rows.append([shape, name, rounds, speed, ratio, peak, _share(arm), loss])
         rows += [[shape, name, "", f"failed: {why}", "", "", "", ""] for name, why in told["failed"].items()]
     first = next(iter(found["sizes"].values()))
     costs = ", ".join(f"{s['flops_per_token'] / 1e9:.2f} for {name}" for name, s in found["sizes"].items())
@@ -201,12 +212,22 @@ def _levers(found: dict[str, Any]) -> str:
         rows.append([lever["lever"], rate, gain, memory, loss, kept])
     head = ["one change to the arm `lora`", "tokens/s then", "what the lever gives, ×", "peak GB", "loss", "kept"]
     text = "## What each lever gives\n\n" + table(head, rows)
+    runs = found["levers"][0]["runs"]
     text += (
-        "\n\nOne run each, beside two of the unchanged arm: a few hundredths are noise. A kept lever is taken "
-        "away, any other is added."
+        f"\n\nOne run each. The unchanged arm came first and last: {' and '.join(f'{r:.0f}' for r in runs)} tokens/s"
     )
+    if len(runs) > 1:
+        noise = max(runs) / min(runs) - 1
+        text += (
+            f". That is {noise:.0%} apart, and what a lever gives within {1 - noise:.2f} to {1 + noise:.2f} is "
+            "undecided: such a lever is kept where it saves memory or is the library's own default"
+        )
+    text += ". A kept lever is taken away, any other is added."
     if any("beside" in lever for lever in found["levers"]):
-        text += " Where a rate is of another one, that is an unchanged run right before, not the two."
+        text += (
+            " Where a rate is of another one, that is not those two: an unchanged run right before, or for packing "
+            "the run with SDPA, which it needs."
+        )
     if told := found["compiled"]:
         text += (
             f" Compiling costs {told['cost']:.0f} s in the first half of these steps; after that a step is "
@@ -265,7 +286,8 @@ def _profile(found: dict[str, Any]) -> str:
         rows.append(row)
     whole = [f"{sum(part['milliseconds'].values()):.0f}" for part in found["profile"].values()]
     tokens = [str(part["tokens"]) for part in found["profile"].values()]
-    rows += [["**all**", *whole], ["real tokens in the step", *tokens]]
+    rate = [f"{sum(part['milliseconds'].values()) / part['tokens']:.2f}" for part in found["profile"].values()]
+    rows += [["**all**", *whole], ["real tokens in the step", *tokens], ["milliseconds a token", *rate]]
     return "## Where a step's time goes\n\nMilliseconds of one step under torch's profiler.\n\n" + table(
         ["", *found["profile"]], rows
     )

@@ -47,3 +47,15 @@ def test_a_case_that_fails_is_a_sentence(tmp_path: Path, monkeypatch: pytest.Mon
     assert "tiny-16-lora-liger: liger_kernel is not installed." in gpu.page(
         {gpu.Case("tiny", 16, "lora", "liger"): found}
     )
+
+
+def test_the_claim_about_unsloth_has_its_verdict() -> None:
+    def told(rate: float, peak: float) -> dict[str, float]:
+        return {"tokens_per_second": rate, "peak_bytes": peak}
+
+    plain, beside = (gpu.Case("Qwen3-8B", 2048, "lora", extra) for extra in ("", "unsloth"))
+    assert gpu.beside_unsloth({plain: told(100.0, 2e10)}) == []
+    *said, verdict = gpu.beside_unsloth({plain: told(100.0, 2e10), beside: told(250.0, 1e10)})
+    assert said == ["Qwen3-8B-2048-lora-unsloth: 2.50 times the tokens a second, 0.50 times the memory."]
+    assert "**holds**" in verdict
+    assert "**does not hold**" in gpu.beside_unsloth({plain: told(100.0, 2e10), beside: told(150.0, 1e10)})[-1]
