@@ -27,12 +27,11 @@ def table(head: list[str], rows: list[list[str]]) -> str:
 
 def page(found: dict[str, Any], task: Task) -> str:
     """The whole page; sections without a measurement are left out."""
-    rounds = max((arm["rounds"] for arm in found["arms"].values()), default=0)
     parts = [
         "# How fast it trains, beside what people would use instead",
         f"Measured by `make bench` on {found['machine']}; every number here is in [benchmark.json](benchmark.json). "
         "Other machines have other ratios: the same command measures yours.",
-        _task(task, rounds),
+        _task(task),
         _bars(found),
         _arms(found),
         "![Tokens a second and validation loss of each arm](benchmark.png)",
@@ -49,15 +48,15 @@ def page(found: dict[str, Any], task: Task) -> str:
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _task(task: Task, rounds: int) -> str:
+def _task(task: Task) -> str:
     return (
         f"**The task.** LoRA of rank {task.lora_rank} on all linear layers of SmolLM2-135M-Instruct, "
         f"{len(task.train)} tickets of the sample inbox with their answers, {task.batch_size} rows a step, "
         f"{task.steps} steps, AdamW, a peak learning rate of {task.learning_rate:g}, seed {task.seed}: "
         f"{task.tokens:,} real tokens, {task.supervised:,} of them supervised, the same in every arm. Every arm is a "
-        f"process of its own with {task.threads} threads; the arms take turns, {rounds} times. The clock runs from "
-        "the first step's begin to the last one's end; validation, the same for all, is not on it. Padding does not "
-        "count as tokens."
+        f"process of its own with {task.threads} threads. In a round the arms follow one another; rounds may lie "
+        "days apart, and what is compared is compared within them. The clock runs from the first step's begin to the "
+        "last one's end; validation, the same for all, is not on it. Padding does not count as tokens."
     )
 
 
@@ -95,8 +94,8 @@ def _peak(found: dict[str, Any]) -> str:
     peaks = found["peak_gflops"].values()
     text = (
         "The peak is that of torch's matrix product, the best of many, large ones and one that lies in the cache: "
-        f"{min(peaks):,.0f} to {max(peaks):,.0f} GFLOP/s in the rounds, each arm beside that of its own round; a "
-        f"token of this model costs {found['flops_per_token'] / 1e9:.2f} GFLOP."
+        f"{' to '.join(sorted({f'{min(peaks):,.0f}', f'{max(peaks):,.0f}'}))} GFLOP/s, each arm beside that of its "
+        f"own round; a token of this model costs {found['flops_per_token'] / 1e9:.2f} GFLOP."
     )
     if told := found["products"]:
         text += (
@@ -136,7 +135,16 @@ def _arms(found: dict[str, Any]) -> str:
 
 
 def _arm_table(found: dict[str, Any]) -> str:
-    head = ["arm", "tokens/s (range)", f"× {BASELINE}", "s to the same loss", "validation loss", "peak GB", "MFU"]
+    head = [
+        "arm",
+        "rounds",
+        "tokens/s (range)",
+        f"× {BASELINE}",
+        "s to the same loss",
+        "validation loss",
+        "peak GB",
+        "MFU",
+    ]
     head += ["s until the first step"]
     rows = []
     for name, arm in found["arms"].items():
@@ -144,6 +152,7 @@ def _arm_table(found: dict[str, Any]) -> str:
         rows.append(
             [
                 f"**{name}**: {arm['words']}",
+                str(arm["rounds"]),
                 f"{rate['median']:.0f} ({rate['min']:.0f}–{rate['max']:.0f})",
                 "" if arm["ratio"] is None else f"{arm['ratio']:.2f}",
                 "not reached" if arm["seconds_to_target"] is None else f"{arm['seconds_to_target']:.0f}",

@@ -124,6 +124,12 @@ def test_flops_of_lora_are_about_four_a_weight_and_token(task: Task) -> None:
     assert 4 * blocks < found < 8 * blocks  # with LoRA's own products and the head's scores of the answers
 
 
+def test_the_peak_is_of_the_products_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "SHAPES", ((64, 32, 48), (128, 128, 128)))
+    found = machine.peaks()
+    assert set(found) == {"float32", "bfloat16"} and all(0 < rate < 1e5 for rate in found.values())
+
+
 def test_the_machine_is_told_in_words() -> None:
     said = machine.words()
     assert "cores" in said and "GiB of memory" in said and "/" not in said
@@ -237,14 +243,18 @@ def test_a_larger_model_has_the_same_random_weights_each_time(
     assert not torch.equal(drawn[0], AutoModelForCausalLM.from_pretrained(task.model).get_input_embeddings().weight)
 
 
-def test_products_of_the_models_shapes_and_levers_measured_apart(measured: Path, task: Task) -> None:
+def test_products_of_the_models_shapes_and_levers_measured_apart(
+    measured: Path, task: Task, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(machine, "SHAPES", ((64, 32, 48),))
     found = products.measure(task)
     layers = products.linear_layers(task)
     assert sum(shape["layers"] for shape in found["shapes"]) == len(layers)
     assert {(shape["inputs"], shape["outputs"]) for shape in found["shapes"]} == set(layers.values())
     assert found["seconds"] > 0 and len(found["apart"]) == 4
     put(measured, "products", **found)
-    run(measured, task, "lora", 0, 500.0, lever=UNCHANGED, step_seconds=[1.0, 1.0])
+    for number in (0, 1):
+        run(measured, task, "lora", number, 500.0, lever=UNCHANGED, step_seconds=[1.0, 1.0])
     packed, *_, reference = report.summary(measured, task)["products"]["apart"]
     assert packed["gain"] == pytest.approx(1 / (1 - packed["saved"])) and reference["gain"] == 1 + reference["saved"]
     page = tables.page(report.summary(measured, task), task)
