@@ -165,8 +165,9 @@ def _products(files: dict[str, Any]) -> dict[str, Any]:
         return {}
     step = mean(run["seconds"] / len(run["step_seconds"]) for run in plain)
     apart = [
-        lever | {"gain": 1 + lever["saved"] / step if lever["kept"] else step / (step - lever["saved"])}
+        lever | {"gain": 1 + lever["saved"] / own if lever["kept"] else own / (own - lever["saved"])}
         for lever in found["apart"]
+        for own in [lever.get("step", step)]
     ]
     peak = max(found["peaks"].values()) * 1e9
     return found | {"apart": apart, "step": step, "mfu": found["flops"] / found["seconds"] / peak}

@@ -18,6 +18,7 @@ LITGPT_SHAPE = (
     "LitGPT draws its shape from a table of its own, with the scaled positions of the published Llama-3.2: its "
     "loss is that of a slightly different model."
 )
+UNQUIET = 1.5  # times between an arm's fastest and slowest round
 
 
 def table(head: list[str], rows: list[list[str]]) -> str:
@@ -107,10 +108,8 @@ def _peak(found: dict[str, Any]) -> str:
         )
     if sized := found["sizes"]:
         shares = {name: s["arms"][MAIN]["mfu"] for name, s in sized.items()}
-        told = ", ".join(
-            f"{share:.2f} with the shape of {name}" for name, share in shares.items() if share is not None
-        )
-        text += f" A larger one makes larger products: the same cores reach {told} (below)."
+        if told := ", ".join(f"{share:.2f} with the shape of {name}" for name, share in shares.items() if share):
+            text += f" A larger one makes larger products: the same cores reach {told} (below)."
     if narrow := found["narrow"]:
         most, floats = max(narrow["peaks"].values()), narrow["peaks"]
         text += (
@@ -128,6 +127,12 @@ def _arms(found: dict[str, Any]) -> str:
             f"\n\nThe same loss is {found['target_loss']:.3f} nats a token, {BASELINE}'s final one and 2 %. "
             "Ratios are medians over rounds, each within its round. FLOPs are counted by torch over forward and "
             "backward, without what checkpointing computes twice."
+        )
+    rates = [arm["tokens_per_second"] for arm in found["arms"].values()]
+    if rates and (apart := max(rate["max"] / rate["min"] for rate in rates)) > UNQUIET:
+        text += (
+            f" **The machine was not quiet**: an arm's rates lie up to {apart:.1f} times apart, which moves the "
+            "ratios as well; measure again when nothing else runs on it."
         )
     if "litgpt" in found["arms"]:
         text += " LitGPT chooses its own precision and does not clip gradients."

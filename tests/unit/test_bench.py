@@ -161,6 +161,12 @@ def test_a_bar_that_is_missed_says_so(measured: Path, task: Task) -> None:
     assert tables.page(found, task).count("**missed**") == 6
 
 
+def test_a_machine_that_was_not_quiet_is_told(measured: Path, task: Task) -> None:
+    assert "not quiet" not in tables.page(report.summary(measured, task), task)
+    run(measured, task, "lora", 1, 200.0)
+    assert "an arm's rates lie up to 2.5 times apart" in tables.page(report.summary(measured, task), task)
+
+
 def test_the_page_names_every_arm_that_ran_or_did_not(measured: Path, tmp_path: Path) -> None:
     written = report.write(measured, tmp_path / "docs")
     assert [path.name for path in written] == ["benchmark.json", "README.md", "benchmark.png"]
@@ -256,7 +262,8 @@ def test_products_of_the_models_shapes_and_levers_measured_apart(
     for number in (0, 1):
         run(measured, task, "lora", number, 500.0, lever=UNCHANGED, step_seconds=[1.0, 1.0])
     packed, *_, reference = report.summary(measured, task)["products"]["apart"]
-    assert packed["gain"] == pytest.approx(1 / (1 - packed["saved"])) and reference["gain"] == 1 + reference["saved"]
+    assert packed["gain"] == pytest.approx(1 / (1 - packed["saved"]))
+    assert reference["gain"] == 1 + reference["saved"] / reference["step"]
     page = tables.page(report.summary(measured, task), task)
     assert all(lever["lever"] in page for lever in found["apart"]) and "Measured apart" in page
 
