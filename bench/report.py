@@ -115,7 +115,7 @@ def seconds_to(validation: Sequence[Sequence[float]], target: float) -> float | 
 
 def _levers(files: dict[str, Any]) -> list[dict[str, Any]]:
     """What each lever gives: above 1, training is so much faster with it than without."""
-    found = [run for number in (0, 1) if (run := _unchanged(files, number))]
+    found = _first_and_last(files)
     if not found:
         return []
     common = mean(f["tokens_per_second"] for f in found)
@@ -147,6 +147,11 @@ def _unchanged(files: dict[str, Any], number: int) -> dict[str, Any] | None:
     return None if run is None or run.get("error") else run
 
 
+def _first_and_last(files: dict[str, Any]) -> list[dict[str, Any]]:
+    """The unchanged runs before and after the levers, those that there are."""
+    return [run for number in (0, 1) if (run := _unchanged(files, number))]
+
+
 def _compiled(files: dict[str, Any]) -> dict[str, Any]:
     """What compiling costs in the first half of the steps, and what each step of the second half gains by it."""
     run, plain = files.get(f"{MAIN}-{COMPILED}-0"), _unchanged(files, BESIDE)
@@ -160,7 +165,7 @@ def _compiled(files: dict[str, Any]) -> dict[str, Any]:
 
 def _products(files: dict[str, Any]) -> dict[str, Any]:
     """The products alone, the share of the peak that they reach, and what each lever gives to an unchanged step."""
-    found, plain = files.get("products"), [run for number in (0, 1) if (run := _unchanged(files, number))]
+    found, plain = files.get("products"), _first_and_last(files)
     if not found or found.get("error") or not plain:
         return {}
     step = mean(run["seconds"] / len(run["step_seconds"]) for run in plain)
