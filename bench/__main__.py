@@ -45,10 +45,7 @@ class Job:
 def interpreter(arm: str) -> str | None:
     """The Python that runs an arm; None where its environment has not been made."""
     folder = ARMS[arm].environment
-    if not folder:
-        return sys.executable
-    found = tasks.ROOT / folder / "bin" / "python"
-    return str(found) if found.is_file() else None
+    return tasks.python(folder) if folder else sys.executable
 
 
 def plan(folder: Path, parts: list[str], arms: list[str], rounds: int) -> Iterator[Job]:

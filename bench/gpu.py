@@ -21,7 +21,7 @@ from typing import Any
 
 from bench.report import FOLDER
 from bench.tables import table
-from bench.task import ROOT
+from bench.task import ROOT, python
 
 MEASURED = ROOT / "runs" / "bench-gpu"
 SHAPES = ("Llama-3.1-8B", "Qwen3-8B")
@@ -274,8 +274,7 @@ def name(device: str) -> str:
 
 def interpreter(case: Case) -> str:
     """Unsloth's own environment for its cases, where `make unsloth` has made it."""
-    own = ROOT / ".venv-unsloth" / "bin" / "python"
-    return str(own) if case.extra == "unsloth" and own.is_file() else sys.executable
+    return (python(".venv-unsloth") if case.extra == "unsloth" else None) or sys.executable
 
 
 def run(case: Case, folder: Path) -> dict[str, Any]:

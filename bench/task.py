@@ -94,6 +94,12 @@ class Task:
         return path
 
 
+def python(environment: str) -> str | None:
+    """The interpreter of an environment of this project, by its folder; None where it has not been made."""
+    found = ROOT / environment / "bin" / "python"
+    return str(found) if found.is_file() else None
+
+
 def read(path: Path | str) -> Task:
     fields = json.loads(Path(path).read_text(encoding="utf-8"))
     rows = {split: [Row(**row) for row in fields[split]] for split in ("train", "validation")}
