@@ -8,7 +8,7 @@ import torch
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-LOSS_ROWS = 128  # positions whose scores over the vocabulary are held in fp32 at once
+LOSS_ROWS = 256  # positions whose scores over the vocabulary are held in fp32 at once
 
 
 class Lora(Function):
@@ -124,13 +124,11 @@ class Attention(Function):
     @staticmethod
     def forward(ctx: Any, q: Any, k: Any, v: Any, mask: Any, scale: float) -> torch.Tensor:
         asked, read = q.shape, k.shape
-        (rows, heads, tokens, size), (groups, reads) = asked, read[1:3]
+        (rows, _, tokens, size), (groups, reads) = asked, read[1:3]
         q, k, v = q.reshape(rows * groups, -1, size), k.reshape(-1, reads, size), v.reshape(-1, reads, size)
-        if mask is None:
-            scores = q.new_empty(*q.shape[:2], reads)
-        else:
-            by_head = mask.to(q.dtype)[:, None].expand(rows, groups, heads // groups, tokens, reads)
-            scores = by_head.reshape(*q.shape[:2], reads)
+        scores = q.new_empty(*q.shape[:2], reads)
+        if mask is not None:
+            scores.view(rows, groups, -1, tokens, reads).copy_(mask[:, None])
         scores.baddbmm_(q, k.transpose(1, 2), beta=int(mask is not None), alpha=scale)
         shares = torch.softmax(scores, dim=-1)
         ctx.save_for_backward(q, k, v, shares)

@@ -99,11 +99,13 @@ def test_rotary_positions_are_llamas_to_the_last_bit_and_their_gradient_is_exact
     assert torch.autograd.gradcheck(fused_functions.Rotary.apply, (x, *angles))
 
 
-@pytest.mark.parametrize("masked", [True, False])
-def test_attention_and_its_gradients_are_exact(masked: bool) -> None:
+@pytest.mark.parametrize("masks", [0, 1, 2])
+@pytest.mark.parametrize("heads", [6, 2])
+def test_attention_and_its_gradients_are_exact(heads: int, masks: int) -> None:
     torch.manual_seed(0)
-    q, k, v = (torch.randn(2, heads, 5, 4, dtype=torch.float64, requires_grad=True) for heads in (6, 2, 2))
-    mask = torch.randn(2, 1, 5, 5, dtype=torch.float64) if masked else None
+    q, k, v = (torch.randn(2, size, 5, 4, dtype=torch.float64, requires_grad=True) for size in (heads, 2, 2))
+    mask = torch.randn(masks, 1, 5, 5, dtype=torch.float64) if masks else None
+    before = None if mask is None else mask.clone()
 
     def attention(*of: torch.Tensor) -> torch.Tensor:
         return fused_functions.Attention.apply(*of, mask, 0.3)
@@ -111,6 +113,7 @@ def test_attention_and_its_gradients_are_exact(masked: bool) -> None:
     plain = torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=0.3, enable_gqa=True)
     assert torch.allclose(attention(q, k, v), plain)
     assert torch.autograd.gradcheck(attention, (q, k, v))
+    assert mask is None or torch.equal(mask, before)  # the next layer reads it too
 
 
 def test_less_is_kept_for_the_backward(llama: Path) -> None:
