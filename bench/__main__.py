@@ -6,7 +6,6 @@ What has been measured is kept in runs/bench and not measured again; remove a fi
 from __future__ import annotations
 
 import argparse
-import itertools
 import json
 import os
 import statistics
@@ -14,15 +13,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
 
 import psutil
 
-from bench import machine, overhead, report, sizes, turns
+from bench import machine, overhead, report, sizes
 from bench import task as tasks
 from bench.arms import ARMS, BASELINE, MAIN
 from bench.levers import BESIDE, LEVERS, UNCHANGED
@@ -31,7 +29,6 @@ PARTS = ("arms", "levers", "sizes", "evaluation", "profile", "overhead", "report
 PROFILED = (BASELINE, MAIN)
 OVERHEAD_ROUNDS = 2
 LIMIT = 1800.0  # seconds of one process
-HELD = 2.5  # GB of an arm that waits for its turn, on the mean
 
 
 @dataclass(frozen=True)
@@ -43,13 +40,6 @@ class Job:
     seconds: float
     python: str = sys.executable
     environment: dict[str, str] = field(default_factory=dict)
-    turn: str = ""  # those of one name take turns
-    gigabytes: float = 0.0  # that it holds while it waits for its turn
-
-    @property
-    def kind(self) -> str:
-        """Its name without the number of its round."""
-        return self.file.rsplit("-", 1)[0]
 
 
 def interpreter(arm: str) -> str | None:
@@ -58,8 +48,8 @@ def interpreter(arm: str) -> str | None:
     return tasks.python(folder) if folder else sys.executable
 
 
-def plan(folder: Path, parts: list[str], arms: list[str], rounds: int, held: float = HELD) -> Iterator[Job]:
-    """The jobs in the order in which they are done, the arms of a round together."""
+def plan(folder: Path, parts: list[str], arms: list[str], rounds: int) -> Iterator[Job]:
+    """The jobs in the order in which they are done: arms take turns, so that a slow hour slows all of them."""
     task = str(folder / "task.json")
 
     def one(arm: str, number: int, lever: str = "") -> Job:
@@ -72,7 +62,7 @@ def plan(folder: Path, parts: list[str], arms: list[str], rounds: int, held: flo
         for number in range(rounds):
             file = f"peak-{number}.json"
             yield Job(file, ("-m", "bench.machine", task, str(folder / file)), 30.0)
-            yield from (replace(one(arm, number), turn=str(number), gigabytes=held) for arm in arms)
+            yield from (one(arm, number) for arm in arms)
     if "levers" in parts:
         here = machine.words()
         names = [name for name, lever in LEVERS.items() if name != UNCHANGED and lever.needs in here]
@@ -106,45 +96,26 @@ def done(file: Path, fingerprint: str) -> bool:
     return not found.get("error") and found.get("task", fingerprint) == fingerprint
 
 
-def start(job: Job, folder: Path, threads: int, stack: ExitStack, more: dict[str, str]) -> subprocess.Popen[bytes]:
-    """Start one job, which the stack ends. What it says goes to a log beside its result."""
-    ours = {"OMP_NUM_THREADS": str(threads), "PYTHONPATH": str(tasks.ROOT)}
-    file = folder / job.file
+def run(job: Job, folder: Path, threads: int) -> float:
+    """Start one job and wait; its seconds. What it said goes to a log beside its result, an error also into that."""
+    environment = os.environ | {"OMP_NUM_THREADS": str(threads), "PYTHONPATH": str(tasks.ROOT)} | job.environment
+    file, log, start = folder / job.file, (folder / job.file).with_suffix(".log"), time.perf_counter()
     file.unlink(missing_ok=True)
-    said = stack.enter_context(file.with_suffix(".log").open("w", encoding="utf-8"))
-    process = subprocess.Popen(
-        [job.python, *job.words],
-        cwd=tasks.ROOT,
-        env=os.environ | ours | job.environment | more,
-        stdout=said,
-        stderr=said,
-    )
-    stack.callback(process.wait)
-    stack.callback(process.kill)
-    return process
-
-
-def run(jobs: list[Job], folder: Path, threads: int) -> float:
-    """Do one job, or several in turns; their seconds. Why there is no result goes to where it should be."""
-    begin = time.perf_counter()
-    starts = [partial(start, job, folder, threads) for job in jobs]
-    if len(jobs) > 1:
-        reasons = turns.together(starts, LIMIT, partial(_tell, jobs))
-    else:
-        with ExitStack() as stack:
-            reasons = [turns.ended(starts[0](stack, {}), LIMIT)]
-    for job, why in zip(jobs, reasons, strict=True):
-        file = folder / job.file
-        if why and not file.is_file():
-            last = file.with_suffix(".log").read_text(encoding="utf-8", errors="replace").strip().splitlines()[-1:]
-            file.write_text(json.dumps({"error": ": ".join([why, *last])}), encoding="utf-8")
-    return time.perf_counter() - begin
-
-
-def _tell(jobs: list[Job], number: int, left: int) -> None:
-    """A line that is written over by the next, where somebody looks."""
-    if sys.stdout.isatty():
-        print(f"\r{len(jobs)} arms take turns: step {number}, {left} still train", end="\n" * (not left), flush=True)
+    with log.open("w", encoding="utf-8") as said:
+        command = [job.python, *job.words]
+        process = subprocess.Popen(command, cwd=tasks.ROOT, env=environment, stdout=said, stderr=said)
+        try:
+            process.wait(LIMIT)
+            why = f"ended with exit code {process.returncode}" if process.returncode else ""
+        except subprocess.TimeoutExpired:
+            why = f"not done after {LIMIT:.0f} s"
+        finally:
+            process.kill()
+            process.wait()
+    if why and not file.is_file():
+        last = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-1:]
+        file.write_text(json.dumps({"error": ": ".join([why, *last])}), encoding="utf-8")
+    return time.perf_counter() - start
 
 
 def measure(folder: Path, jobs: list[Job], task: tasks.Task) -> None:
@@ -153,35 +124,18 @@ def measure(folder: Path, jobs: list[Job], task: tasks.Task) -> None:
     if len(missing) < len(jobs):
         print(f"{len(jobs) - len(missing)} of {len(jobs)} measurements are there")
     spent: dict[str, list[float]] = {}
-
-    def expected(group: list[Job]) -> float:
-        return sum(statistics.median(spent.get(job.kind, [job.seconds])) for job in group)
-
-    groups = list(grouped(missing))
-    for place, group in enumerate(groups):
-        share = {job.kind: expected([job]) / expected(group) for job in group}
-        seconds = run(group, folder, task.threads)
-        for job in group:
-            spent.setdefault(job.kind, []).append(seconds * share[job.kind])
-        rest = timedelta(seconds=round(sum(map(expected, groups[place + 1 :]))))
-        for job in group:
-            found = json.loads((folder / job.file).read_text(encoding="utf-8"))
-            outcome = found.get("error") or ("in turns" if len(group) > 1 else f"{seconds:.0f} s")
-            if rate := found.get("tokens_per_second"):
-                outcome += f", {rate:.0f} tokens/s" if isinstance(rate, float) else ""
-            print(f"{job.file[:-5]}: {outcome}", flush=True)
-        print(f"[{place + 1}/{len(groups)}] {seconds:.0f} s; {rest} left", flush=True)
-
-
-def grouped(jobs: list[Job]) -> Iterator[list[Job]]:
-    """Those that take turns together, as far as they fit into free memory at once; every other one by itself."""
-    free = psutil.virtual_memory().available / 1e9
-    for turn, group in itertools.groupby(jobs, key=lambda job: job.turn):
-        some = list(group)
-        if turn and sum(job.gigabytes for job in some) < free:
-            yield some
-        else:
-            yield from ([job] for job in some)
+    for place, job in enumerate(missing):
+        kind = job.file.rsplit("-", 1)[0]
+        spent.setdefault(kind, []).append(run(job, folder, task.threads))
+        rest = sum(statistics.median(spent.get(j.file.rsplit("-", 1)[0], [j.seconds])) for j in missing[place + 1 :])
+        found = json.loads((folder / job.file).read_text(encoding="utf-8"))
+        outcome = found.get("error") or f"{spent[kind][-1]:.0f} s"
+        if rate := found.get("tokens_per_second"):
+            outcome += f", {rate:.0f} tokens/s" if isinstance(rate, float) else ""
+        print(
+            f"[{place + 1}/{len(missing)}] {job.file[:-5]}: {outcome}; {timedelta(seconds=round(rest))} left",
+            flush=True,
+        )
 
 
 def larger(folder: Path, task: tasks.Task, arms: list[str]) -> None:
@@ -189,7 +143,7 @@ def larger(folder: Path, task: tasks.Task, arms: list[str]) -> None:
     for shape in sizes.SHAPES:
         sub = folder / sizes.FOLDER / shape
         scaled = sizes.scaled(task, shape, sub)
-        jobs = partial(plan, sub, ["arms"], rounds=sizes.ROUNDS, held=sizes.SHAPES[shape])
+        jobs = partial(plan, sub, ["arms"], rounds=sizes.ROUNDS)
         missing = [
             arm
             for arm in sizes.arms(shape, arms)

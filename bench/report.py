@@ -86,11 +86,9 @@ def _arm(
     return {
         "words": ARMS[arm].words,
         "rounds": len(runs),
-        "in_turns": all(run.get("in_turns") for run in runs),
         "tokens_per_second": {"median": median(rates), "min": min(rates), "max": max(rates)},
         "rates": {run["round"]: run["tokens_per_second"] for run in runs},
         "ratio": median(ratios) if ratios else None,
-        "ratios": [min(ratios), max(ratios)] if ratios else None,
         "seconds": median(run["seconds"] for run in runs),
         "seconds_to_target": median(timed) if timed and None not in timed else None,
         "validation_loss": median(run["validation_loss"] for run in runs),

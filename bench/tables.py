@@ -32,7 +32,7 @@ def page(found: dict[str, Any], task: Task) -> str:
         "# How fast it trains, beside what people would use instead",
         f"Measured by `make bench` on {found['machine']}; every number here is in [benchmark.json](benchmark.json). "
         "Other machines have other ratios: the same command measures yours.",
-        _task(found, task),
+        _task(task),
         _bars(found),
         _arms(found),
         "![Tokens a second and validation loss of each arm](benchmark.png)",
@@ -49,16 +49,14 @@ def page(found: dict[str, Any], task: Task) -> str:
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _task(found: dict[str, Any], task: Task) -> str:
-    turns = all(arm["in_turns"] for arm in found["arms"].values())
+def _task(task: Task) -> str:
     return (
         f"**The task.** LoRA of rank {task.lora_rank} on all linear layers of SmolLM2-135M-Instruct, "
         f"{len(task.train)} tickets of the sample inbox with their answers, {task.batch_size} rows a step, "
         f"{task.steps} steps, AdamW, a peak learning rate of {task.learning_rate:g}, seed {task.seed}: "
         f"{task.tokens:,} real tokens, {task.supervised:,} of them supervised, the same in every arm. Every arm is a "
-        f"process of its own with {task.threads} threads. In a round the arms "
-        + ("take turns, a step at a time: one trains and all others wait" if turns else "follow one another")
-        + ", and what is compared is compared within a round. The clock runs from the first step's begin to the "
+        f"process of its own with {task.threads} threads. In a round the arms follow one another; rounds may lie "
+        "days apart, and what is compared is compared within them. The clock runs from the first step's begin to the "
         "last one's end; validation, the same for all, is not on it. Padding does not count as tokens."
     )
 
@@ -133,8 +131,8 @@ def _arms(found: dict[str, Any]) -> str:
     rates = [arm["tokens_per_second"] for arm in found["arms"].values()]
     if rates and (apart := max(rate["max"] / rate["min"] for rate in rates)) > UNQUIET:
         text += (
-            f" **The machine was not quiet**: an arm's rates lie up to {apart:.1f} times apart. Arms that take turns "
-            "are slowed alike; others may not be."
+            f" **The machine was not quiet**: an arm's rates lie up to {apart:.1f} times apart, which moves the "
+            "ratios as well; measure again when nothing else runs on it."
         )
     if "litgpt" in found["arms"]:
         text += " LitGPT chooses its own precision and does not clip gradients."
@@ -146,7 +144,7 @@ def _arm_table(found: dict[str, Any]) -> str:
         "arm",
         "rounds",
         "tokens/s (range)",
-        f"× {BASELINE} (range)",
+        f"× {BASELINE}",
         "s to the same loss",
         "validation loss",
         "peak GB",
@@ -161,7 +159,7 @@ def _arm_table(found: dict[str, Any]) -> str:
                 f"**{name}**: {arm['words']}",
                 str(arm["rounds"]),
                 f"{rate['median']:.0f} ({rate['min']:.0f}–{rate['max']:.0f})",
-                _ratio(arm),
+                "" if arm["ratio"] is None else f"{arm['ratio']:.2f}",
                 "not reached" if arm["seconds_to_target"] is None else f"{arm['seconds_to_target']:.0f}",
                 f"{arm['validation_loss']:.3f}",
                 f"{arm['peak_bytes'] / 1e9:.2f}",
@@ -170,13 +168,6 @@ def _arm_table(found: dict[str, Any]) -> str:
             ]
         )
     return table(head, rows)
-
-
-def _ratio(arm: dict[str, Any]) -> str:
-    if arm["ratio"] is None:
-        return ""
-    low, high = (f"{ratio:.2f}" for ratio in arm["ratios"])
-    return f"{arm['ratio']:.2f}" + (f" ({low}–{high})" if low != high else "")
 
 
 def _share(arm: dict[str, Any]) -> str:
@@ -193,7 +184,7 @@ def _sizes(found: dict[str, Any]) -> str:
             speed = f"{rate['median']:.1f}"
             if arm["rounds"] > 1:
                 speed += f" ({rate['min']:.1f}–{rate['max']:.1f})"
-            ratio = _ratio(arm)
+            ratio = "" if arm["ratio"] is None else f"{arm['ratio']:.2f}"
             peak, loss = f"{arm['peak_bytes'] / 1e9:.1f}", f"{arm['validation_loss']:.3f}"
             rounds = str(arm["rounds"])
             rows.append([shape, name, rounds, speed, ratio, peak, _share(arm), loss])

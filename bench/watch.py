@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from typing import Any
 
 from bench.task import IGNORED, Row
-from bench.turns import Turn
 
 INTERVAL = 0.02  # seconds between two looks at the memory
 LOOKS = 50  # at the memory, between two looks for child processes, which cost more
@@ -19,8 +18,8 @@ VALIDATION_ROWS = 4  # a forward
 class Clock:
     """Runs from the first step's begin to the last step's end; what is `paused` does not count.
 
-    Before each step it waits for the turn of its process, if several take turns. A training loop of any kind calls
-    `step_begin` and `step_end`. Seconds between steps count as well: they are data loading and logging.
+    A training loop of any kind calls `step_begin` and `step_end`. Seconds between steps count as well: they are data
+    loading and logging.
     """
 
     def __init__(self) -> None:
@@ -37,21 +36,16 @@ class Clock:
         self._first: float | None = None
         self._last = self._began = 0.0
         self._away = self._away_last = self._away_began = 0.0  # seconds paused: by now, at a step's end, at its begin
-        self._peak, self._awake, self._done = 0, threading.Event(), threading.Event()
-        self._awake.set()
-        self._turn = Turn()
+        self._peak, self._sleeping, self._done = 0, threading.Event(), threading.Event()
         self._watch = threading.Thread(target=self._follow, daemon=True)
         self._watch.start()
 
     def step_begin(self) -> None:
         """Before the forward of an optimizer step."""
-        if self._first is None:
-            self.ready = self._born + time.perf_counter() - self._made
-        with self.paused():
-            self._turn.wait()
         self._began = time.perf_counter()
         if self._first is None:
             self._first, self._away = self._began, 0.0
+            self.ready = self._born + self._began - self._made
         self._away_began = self._away
 
     def step_end(self, *, tokens: int, supervised: int | None = None) -> None:
@@ -66,11 +60,11 @@ class Clock:
     def paused(self) -> Iterator[None]:
         """Neither time nor memory counts inside."""
         start = time.perf_counter()
-        self._awake.clear()
+        self._sleeping.set()
         try:
             yield
         finally:
-            self._awake.set()
+            self._sleeping.clear()
             self._away += time.perf_counter() - start
 
     def validation(self, loss: float) -> None:
@@ -98,17 +92,16 @@ class Clock:
             "validation_loss": self.validations[-1][2] if self.validations else None,
             "ready_seconds": self.ready,
             "peak_bytes": self._peak,
-            "in_turns": self._turn.shared,
         }
 
     def _follow(self) -> None:
         children: list[Any] = []
         looks = 0
-        while self._awake.wait() and not self._done.wait(INTERVAL):
+        while not self._done.wait(INTERVAL):
             if looks % LOOKS == 0:
                 children = self._process.children(recursive=True)
             looks += 1
-            if self._awake.is_set():
+            if not self._sleeping.is_set():
                 self._peak = max(self._peak, sum(map(_resident, [self._process, *children])))
 
 
