@@ -110,6 +110,8 @@ def build(case: Case, shape: Any, device: str, checkpointing: bool) -> tuple[Any
     """The model, ready to be trained, and the bytes of its weights before an adapter came."""
     from peft import LoraConfig, get_peft_model
 
+    from cookbook.fused import inner
+
     attention = case.extra if case.extra == "flash_attention_2" else "sdpa"
     model = drawn(shape, device, attention)
     if case.extra == "liger":
@@ -136,11 +138,6 @@ def drawn(shape: Any, device: str, attention: str) -> Any:
 
     with torch.device(device):
         return AutoModelForCausalLM.from_config(shape, dtype=torch.bfloat16, attn_implementation=attention)
-
-
-def inner(model: Any) -> Any:
-    """The transformers model inside PEFT's."""
-    return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 def pack(model: Any, device: str) -> None:
@@ -194,6 +191,8 @@ def stepper(model: Any, case: Case, words: int, device: str) -> Callable[[], Non
     import torch
     from torch.nn.functional import cross_entropy
     from torch.utils.checkpoint import checkpoint
+
+    from cookbook.fused import inner
 
     trained = [weight for weight in model.parameters() if weight.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=1e-5, fused=device == "cuda")

@@ -60,8 +60,9 @@ def flops_per_token(task: Task, rows: int = 8) -> float:
     from transformers import AutoModelForCausalLM
 
     from bench.arms import lora
-    from cookbook.models import head_reads
+    from cookbook import models
 
+    models.quiet()
     base = AutoModelForCausalLM.from_pretrained(task.model, attn_implementation="eager")
     model: Any = get_peft_model(base, LoraConfig(**lora(task))).train()
     counted = FlopCounterMode(display=False)
@@ -69,7 +70,7 @@ def flops_per_token(task: Task, rows: int = 8) -> float:
     with counted:
         for row in chosen:
             ids = torch.tensor([row.input_ids])
-            with head_reads(model, lambda hidden, count=row.supervised: hidden[:, -count - 1 : -1]):
+            with models.head_reads(model, lambda hidden, count=row.supervised: hidden[:, -count - 1 : -1]):
                 logits = model(input_ids=ids, use_cache=False).logits
             torch.nn.functional.cross_entropy(logits[0], ids[0, -row.supervised :]).backward()
     return counted.get_total_flops() / sum(len(row.input_ids) for row in chosen)

@@ -210,7 +210,7 @@ _KINDS = {
 
 def _attention_owner(model: Any) -> Any:
     """The transformers model inside `model`, if it uses plain attention and all its attention is Llama's."""
-    owner = _inner(model)
+    owner = inner(model)
     config = getattr(owner, "config", None)
     if getattr(config, "_attn_implementation", None) != "eager" or getattr(config, "attention_dropout", 0.0):
         return None
@@ -259,7 +259,7 @@ AttentionMaskInterface.register(PLAIN, eager_mask)
 
 def _plain_head(model: Any) -> torch.nn.Module | None:
     """The head of a model on a CPU, if it is frozen and its scores are all that the model makes of it."""
-    base, head = _inner(model), model.get_output_embeddings()
+    base, head = inner(model), model.get_output_embeddings()
     own = plain_scores(base) and not head.weight.requires_grad and "forward" not in vars(head)
     return head if own and _on_cpu(model) else None
 
@@ -277,7 +277,7 @@ def _cast(x: torch.Tensor) -> torch.Tensor:
     return x.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else x
 
 
-def _inner(model: Any) -> Any:
+def inner(model: Any) -> Any:
     """The transformers model inside PEFT's."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 

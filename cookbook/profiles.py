@@ -10,6 +10,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from cookbook.allocator import cuda
+
 SHIPPED = Path(__file__).with_suffix(".toml")
 VARIABLE = "COOKBOOK_PROFILES"  # a TOML file of the user's: rows there add to ours, or override fields of ours
 
@@ -66,12 +68,12 @@ def load(name: str = "auto") -> Profile:
     """
     known = available()
     if name == "auto":
-        return known["gpu" if _cuda() else "cpu"]
+        return known["gpu" if cuda() else "cpu"]
     if name not in known:
         near = get_close_matches(name.casefold(), known, n=2)
         hint = f"did you mean {' or '.join(near)}? " if near else ""
         raise ProfileError(f"there is no profile {name!r}; {hint}known: auto, {', '.join(known)}")
-    if known[name].device == "cuda" and not _cuda():
+    if known[name].device == "cuda" and not cuda():
         import torch
 
         raise ProfileError(
@@ -79,12 +81,6 @@ def load(name: str = "auto") -> Profile:
             "install a CUDA build of torch, or use cpu"
         )
     return known[name]
-
-
-def _cuda() -> bool:
-    import torch
-
-    return torch.cuda.is_available()
 
 
 def _read(file: Path) -> dict[str, dict[str, Any]]:

@@ -23,7 +23,7 @@ def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture(autouse=True)
 def no_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(profiles, "_cuda", lambda: False)
+    monkeypatch.setattr(profiles, "cuda", lambda: None)
 
 
 def test_shipped_rows() -> None:
@@ -36,7 +36,7 @@ def test_shipped_rows() -> None:
 
 def test_auto_follows_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
     assert profiles.load().name == "cpu"
-    monkeypatch.setattr(profiles, "_cuda", lambda: True)
+    monkeypatch.setattr(profiles, "cuda", object)
     assert profiles.load("auto").name == "gpu"
 
 
