@@ -192,7 +192,9 @@ def _unchanged(model: PreTrainedModel) -> Iterator[None]:
     """Evaluate in `eval` mode with plain generation settings, then undo every change."""
     from transformers import GenerationConfig
 
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    from cookbook.fused import inner
+
+    base = inner(model)
     generation = base.generation_config
     modes = [(module, module.training) for module in model.modules()]
     # bitsandbytes repacks 4-bit weights for good in a CPU forward without gradients, and what is

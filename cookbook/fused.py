@@ -106,6 +106,11 @@ def nats(model: Any, inputs: dict[str, Any], answer: torch.Tensor, targets: torc
             del head.forward
 
 
+def inner(model: Any) -> Any:
+    """The transformers model inside PEFT's."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
 # LoRA
 
 
@@ -275,11 +280,6 @@ def _cast(x: torch.Tensor) -> torch.Tensor:
     """In the type of products under autocast."""
     kind = x.device.type
     return x.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else x
-
-
-def inner(model: Any) -> Any:
-    """The transformers model inside PEFT's."""
-    return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 def _on_cpu(model: torch.nn.Module) -> bool:
