@@ -51,6 +51,15 @@ LEVERS: dict[str, Lever] = {
         True,
     ),
     "own-layers": Lever("fused layers → PEFT's and transformers' own", ours.Recipe(layers=False), True),
+    "apart": Lever(
+        "what rows begin with in common computed once, no padding → each row by itself, padded",
+        ours.Recipe(shared=False),
+        True,
+    ),
+    "one-by-one": Lever(
+        "LoRA's small products batched (q, k, v; gate, up) → each layer by itself", ours.Recipe(together=False), True
+    ),
+    "whole": Lever("narrow products in two halves → whole", ours.Recipe(halves=False), True),
     "all-scores": Lever("fused head and loss → all answers' scores at once", ours.Recipe(head=False), True),
     "sdpa": Lever("plain attention for short rows → SDPA", ours.Recipe(attention="sdpa"), True),
     "returned-memory": Lever("freed memory kept → given back to the system", ours.Recipe(keep_memory=False), True),

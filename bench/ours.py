@@ -5,13 +5,14 @@ from __future__ import annotations
 import ast
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext, redirect_stdout
+from contextlib import ExitStack, contextmanager, nullcontext, redirect_stdout
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import patch
 
 from bench.task import Task
 from bench.watch import Clock, callback, validation_loss
@@ -29,6 +30,9 @@ class Recipe:
         attention: instead of the notebook's choice.
         supervised_only: the answer's positions alone reach the head; else TRL's own loss.
         layers: inside `fused.layers`.
+        shared: what a batch's rows begin with in common is computed once, and padding not at all.
+        together: LoRA layers that read the same states read them together.
+        halves: narrow products in two halves of their rows.
         head: the loss of `fused.nats` from a few positions at a time.
         keep_memory: freed memory stays with the process while it trains.
         compiled: each decoder layer by torch.compile.
@@ -40,6 +44,9 @@ class Recipe:
     attention: str = ""
     supervised_only: bool = True
     layers: bool = True
+    shared: bool = True
+    together: bool = True
+    halves: bool = True
     head: bool = True
     keep_memory: bool = True
     compiled: bool = False
@@ -49,7 +56,7 @@ def train(task: Task, clock: Clock, recipe: Recipe | None = None) -> None:
     """Train as notebook 01 does, with what it shows while it trains sent nowhere."""
     recipe = recipe or Recipe()
     with TemporaryDirectory() as folder, open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):
-        with _levers(recipe):
+        with _levers(recipe), _counted(clock):
             cells = Cells(task, recipe, Path(folder))
             trainer = cells.trainer(task, clock, recipe)
             if not packed(recipe):
@@ -134,21 +141,36 @@ class Cells:
 @contextmanager
 def _levers(recipe: Recipe) -> Iterator[None]:
     """The notebook's means that a recipe goes without, taken away while its cells run."""
-    from cookbook import allocator, fused
+    from cookbook import allocator, fused, fused_functions, fused_lora
 
-    kept = {name: getattr(fused, name) for name in ("layers", "_plain_head", "keep_memory")}
-    try:
-        if not recipe.layers:
-            fused.layers = lambda model: allocator.kept()
-        if not recipe.head:
-            fused._plain_head = lambda model: None
-        if not recipe.keep_memory:
-            fused.keep_memory = lambda: False
+    instead = [
+        (recipe.layers, fused, "layers", lambda model: allocator.kept()),
+        (recipe.shared, fused, "_shares", lambda model: False),
+        (recipe.together, fused_lora, "siblings", lambda model, known: {}),
+        (recipe.halves, fused_functions, "_halved", lambda rows, weight: False),
+        (recipe.head, fused, "_plain_head", lambda model: None),
+        (recipe.keep_memory, fused, "keep_memory", lambda: False),
+    ]
+    with ExitStack() as changes:
+        for on, module, name, function in instead:
+            if not on:
+                changes.enter_context(patch.object(module, name, function))
         fused.keep_memory()  # before the model is loaded, as the notebook does
         yield
-    finally:
-        for name, function in kept.items():
-            setattr(fused, name, function)
+
+
+@contextmanager
+def _counted(clock: Clock) -> Iterator[None]:
+    """The clock is told how many states were computed for how many tokens, where rows shared some."""
+    from cookbook import prefixes
+
+    class Counted(prefixes.Shared):
+        def __init__(self, *given: Any) -> None:
+            super().__init__(*given)
+            clock.distinct += self.distinct
+
+    with patch.object(prefixes, "Shared", Counted):
+        yield
 
 
 lora = partial(train, recipe=Recipe())

@@ -18,7 +18,6 @@ from bench.task import IGNORED, Task, read
 from bench.watch import padded
 
 ROUNDS = 30  # of each product, the best of which counts
-SHARED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))  # layers that read the same input
 
 
 def measure(task: Task) -> dict[str, Any]:
@@ -28,7 +27,6 @@ def measure(task: Task) -> dict[str, Any]:
     allocator.keep_memory()
     with allocator.kept():
         shapes, pack = products(task)
-        stack = stacked(task)
     rows = tokens_a_step(task)
     return {
         "rows": rows,
@@ -36,7 +34,7 @@ def measure(task: Task) -> dict[str, Any]:
         "shapes": shapes,
         "seconds": sum(s["layers"] * (s["forward"]["seconds"] + s["backward"]["seconds"]) for s in shapes),
         "flops": sum(s["layers"] * 4 * rows * s["inputs"] * s["outputs"] for s in shapes),
-        "apart": [pack, stack, tokenized(task), reference(task)],
+        "apart": [pack, tokenized(task), reference(task)],
         "task": task.fingerprint,
     }
 
@@ -100,35 +98,6 @@ def products(task: Task) -> tuple[list[dict[str, Any]], dict[str, Any]]:
         "saved": saved,
         "what": what,
     }
-
-
-def stacked(task: Task) -> dict[str, Any]:
-    """LoRA's products with the input of several layers, one after another or with their A below one another."""
-    import torch
-
-    dtype, rows, total = getattr(torch, task.dtype), tokens_a_step(task), Counter()
-    layers = linear_layers(task)
-    for names in SHARED:
-        together = [size for name, size in layers.items() if name.endswith(names)]
-        groups, inputs = len(together) // len(names), together[0][0]
-        x, inner = torch.randn(rows, inputs).to(dtype), torch.randn(rows, task.lora_rank).to(dtype)
-        a = torch.randn(task.lora_rank, inputs).to(dtype)
-        all_a, all_inner = a.repeat(len(names), 1), inner.repeat(1, len(names))
-
-        def apart(x: Any = x, a: Any = a, inner: Any = inner, count: int = len(names)) -> None:
-            for _ in range(count):
-                x @ a.t(), inner.t() @ x  # forward, and the gradient of A
-
-        def at_once(x: Any = x, a: Any = all_a, inner: Any = all_inner) -> None:
-            x @ a.t(), inner.t() @ x
-
-        for name, spent in best({"apart": apart, "at once": at_once}).items():
-            total[name] += groups * spent
-    what = (
-        f"products of x with A, and of A's gradient: {total['apart']:.3f} s a step, stacked {total['at once']:.3f} s"
-    )
-    saved = total["apart"] - total["at once"]
-    return {"lever": "LoRA's small products batched (q, k, v; gate, up)", "kept": False, "saved": saved, "what": what}
 
 
 def tokenized(task: Task) -> dict[str, Any]:

@@ -128,6 +128,11 @@ def _arms(found: dict[str, Any]) -> str:
             "Ratios are medians over rounds, each within its round. FLOPs are counted by torch over forward and "
             "backward, without what checkpointing computes twice."
         )
+    if MAIN in found["arms"] and (computed := found["arms"][MAIN]["computed"]) < 1:
+        text += (
+            f" What rows of a batch begin with in common, `{MAIN}` computes once, with the same gradient: it computes"
+            f" {computed:.0%} of the tokens that it learns from, and MFU counts no more than those."
+        )
     rates = [arm["tokens_per_second"] for arm in found["arms"].values()]
     if rates and (apart := max(rate["max"] / rate["min"] for rate in rates)) > UNQUIET:
         text += (

@@ -31,6 +31,7 @@ class Clock:
         self.steps: list[float] = []
         self.tokens: list[int] = []
         self.supervised: list[int | None] = []
+        self.distinct = 0  # states that a model computed for all tokens, where rows share some; else 0
         self.validations: list[tuple[int, float, float]] = []  # steps done, training seconds so far, nats a token
         self.ready = 0.0  # seconds from the process's begin to the first step
         self._first: float | None = None
@@ -87,6 +88,7 @@ class Clock:
             "tokens": total,
             "supervised": None if None in self.supervised else sum(self.supervised),
             "step_tokens": self.tokens,
+            "distinct": self.distinct or total,
             "tokens_per_second": total / self.seconds if self.seconds else 0.0,
             "validation": self.validations,
             "validation_loss": self.validations[-1][2] if self.validations else None,

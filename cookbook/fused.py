@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import inspect
 import sys
 from collections.abc import Callable, Iterator
@@ -17,11 +16,12 @@ from transformers.activations import SiLUActivation
 from transformers.masking_utils import eager_mask
 from transformers.models.llama import modeling_llama
 
-from cookbook import allocator, fused_functions
+from cookbook import allocator, fused_functions, fused_lora, prefixes
 from cookbook.allocator import keep_memory as keep_memory  # where notebooks ask for it
 from cookbook.models import head_reads
 
 PLAIN = "fused_plain"  # the attention below, as transformers calls it
+SHARED = "fused_shared"  # the same, in a model whose states depend on their row's tokens up to them alone
 SILU = (SiLUActivation, torch.nn.SiLU)
 ROTARY = "apply_rotary_pos_emb"  # by this name a transformers model's code looks it up, in its own module
 LLAMAS = {ROTARY: modeling_llama.apply_rotary_pos_emb, "rotate_half": modeling_llama.rotate_half}
@@ -42,7 +42,8 @@ def layers(model: torch.nn.Module) -> Iterator[Fused]:
     """Inside this block a model on a CPU trains with fewer passes over memory, by the same formulas.
 
     - LoRA: base product, adapter's product and their sum in three matrix products, forward and backward, and
-      nothing kept but the input and the adapter's inner vector. PEFT's layer makes and keeps casts of both.
+      nothing kept but the input and the adapter's inner vector. PEFT's layer makes and keeps casts of both. Layers
+      that read the same states, such as queries, keys and values, read them together.
     - Frozen RMS norms keep their input and one number a token, gated feed-forward parts keep no activation.
     - Rotary positions turn a head's halves where they lie, without a second, rearranged copy.
     - Plain (`eager`) attention reads grouped keys and values without repeating them, and keeps its matrix once.
@@ -61,13 +62,14 @@ def layers(model: torch.nn.Module) -> Iterator[Fused]:
             if "forward" not in vars(module) and fits(module):
                 found[module] = partial(forward, module)
                 kinds[kind] += 1
+    found |= fused_lora.siblings(model, found)
     plain = _attention_owner(model) if found else None
     turned = _rotary_homes(model) if found else {}
     try:
         for module, forward in found.items():
             module.forward = forward
         if plain is not None:
-            plain.set_attn_implementation(PLAIN)
+            plain.set_attn_implementation(SHARED if _shares(model) else PLAIN)
         for home in turned:
             setattr(home, ROTARY, _rotate)
         with allocator.kept():
@@ -87,6 +89,9 @@ def nats(model: Any, inputs: dict[str, Any], answer: torch.Tensor, targets: torc
     Only the positions `answer` reach the head. On a CPU, with a frozen head, their scores over the vocabulary are
     made for a few positions at a time, turned into the gradient at once, and never kept. Else they are all made.
 
+    Inside `layers`, with plain attention and without dropout, what rows begin with in common is computed once, and
+    padding on the right not at all (`cookbook.prefixes`).
+
     Args:
         inputs: of the model's forward.
         answer: (rows, tokens - 1), true where the next token is to be scored.
@@ -95,7 +100,7 @@ def nats(model: Any, inputs: dict[str, Any], answer: torch.Tensor, targets: torc
     Returns:
         (positions,)
     """
-    with head_reads(model, lambda hidden: hidden[:, :-1][answer]):
+    with _asked(model, inputs, answer):
         if (head := _plain_head(model)) is None:
             logits = model(**inputs, use_cache=False).logits
             return torch.nn.functional.cross_entropy(logits.float(), targets, reduction="none")
@@ -111,65 +116,46 @@ def inner(model: Any) -> Any:
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
-# LoRA
+# What rows share
 
 
-def _plain_lora(module: torch.nn.Module) -> bool:
-    if not type(module).__module__.startswith("peft.tuners.lora") or not hasattr(module, "get_base_layer"):
-        return False
-    base = module.get_base_layer()
-    if type(base) is not torch.nn.Linear and not _four_bit(base):
-        return False
-    if base.weight.requires_grad or "forward" in vars(base) or base._forward_hooks or base._forward_pre_hooks:
-        return False
-    return all(_plain_adapter(module, name) for name in module.active_adapters)
+@contextmanager
+def _asked(model: Any, inputs: dict[str, Any], answer: torch.Tensor) -> Iterator[None]:
+    """Inside, the head reads the positions `answer`; where rows may share states, the decoder gets one long row."""
+    if not (_shareable(model, inputs) and answer.any()):
+        with head_reads(model, lambda hidden: hidden[:, :-1][answer]):
+            yield
+        return
+    shared = prefixes.Shared(inputs["input_ids"][:, :-1], answer)
+    given = {
+        "input_ids": shared.ids,
+        "position_ids": shared.positions,
+        "attention_mask": prefixes.causal(shared.shape[1], model.dtype),  # of the rows, as attention sees them
+        "shared": shared,
+    }
+    decoder = inner(model).base_model
+    replaced = decoder.register_forward_pre_hook(lambda _, args, asked: (args, asked | given), with_kwargs=True)
+    try:
+        with head_reads(model, lambda hidden: hidden[0].index_select(0, shared.asked)):
+            yield
+    finally:
+        replaced.remove()
 
 
-def _plain_adapter(module: Any, name: str) -> bool:
-    """LoRA itself, or nothing, under this name: no dropout, no variant, no bias, no hooks."""
-    if name not in module.lora_A:
-        return True
-    pair = module.lora_A[name], module.lora_B[name]
+def _shares(model: torch.nn.Module) -> bool:
+    kinds = set(getattr(inner(model).config, "layer_types", None) or ["full_attention"])
+    dropouts = (module for module in model.modules() if isinstance(module, torch.nn.Dropout))
+    return kinds == {"full_attention"} and not any(dropout.p for dropout in dropouts)
+
+
+def _shareable(model: Any, inputs: dict[str, Any]) -> bool:
+    """Inside `layers`: whether rows of these inputs that begin alike have the same states there."""
+    mask = inputs.get("attention_mask")
     return (
-        isinstance(module.lora_dropout[name], torch.nn.Identity)
-        and name not in module.lora_variant
-        and all(type(part) is torch.nn.Linear and part.bias is None and not part._forward_hooks for part in pair)
+        getattr(inner(model).config, "_attn_implementation", None) == SHARED
+        and inputs.keys() <= {"input_ids", "attention_mask"}
+        and (mask is None or bool((mask.diff(dim=1) <= 0).all()))  # padded on the right
     )
-
-
-def _four_bit(base: torch.nn.Module) -> bool:
-    packed = getattr(base.weight, "quant_state", None)
-    return (
-        type(base).__module__.startswith("bitsandbytes")
-        and packed is not None
-        and not getattr(packed, "packing_format_for_cpu", False)
-    )
-
-
-def _lora_forward(module: Any, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-    names = [name for name in module.active_adapters if name in module.lora_A]
-    if args or kwargs or module.disable_adapters or module.merged or len(names) != 1:
-        return type(module).forward(module, x, *args, **kwargs)
-    (name,), base = names, module.get_base_layer()
-    dtype = _product_type(base, x)
-    weight = partial(_unpacked, base, dtype) if _four_bit(base) else base.weight
-    a, b = module.lora_A[name].weight, module.lora_B[name].weight
-    out = fused_functions.Lora.apply(x.to(dtype), weight, base.bias, a, b, module.scaling[name])
-    return out if torch.is_autocast_enabled(x.device.type) else out.to(x.dtype)
-
-
-def _product_type(base: torch.nn.Module, x: torch.Tensor) -> torch.dtype:
-    if torch.is_autocast_enabled(x.device.type):
-        return torch.get_autocast_dtype(x.device.type)
-    return (getattr(base, "compute_dtype", None) or x.dtype) if _four_bit(base) else base.weight.dtype
-
-
-def _unpacked(base: Any, dtype: torch.dtype) -> torch.Tensor:
-    from bitsandbytes.functional import dequantize_4bit
-
-    state = copy.copy(base.weight.quant_state)
-    state.dtype = dtype  # straight to the type of the product, as bitsandbytes does
-    return dequantize_4bit(base.weight.data, state)
 
 
 # Norms and gated feed-forward parts, where their code is Llama's
@@ -204,7 +190,7 @@ def _gated_forward(module: Any, x: torch.Tensor) -> torch.Tensor:
 
 
 _KINDS = {
-    "lora": (_plain_lora, _lora_forward),
+    "lora": (fused_lora.fits, fused_lora.forward),
     "norms": (_frozen_norm, _norm_forward),
     "gates": (_gated, _gated_forward),
 }
@@ -248,15 +234,19 @@ def _rotate(
 
 def _attend(
     module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None,
-    scaling: float, dropout: float = 0.0, **_: Any,
+    scaling: float, dropout: float = 0.0, shared: prefixes.Shared | None = None, **_: Any,
 ) -> tuple[torch.Tensor, None]:  # fmt: skip
     """Attention as transformers asks for it; query (rows, heads, tokens, size), keys with fewer heads or as many."""
-    out = fused_functions.Attention.apply(_cast(query), _cast(key), _cast(value), mask, scaling)
-    return out.transpose(1, 2).contiguous(), None
+    read = [_cast(x) for x in (query, key, value)]
+    if shared is not None:
+        read = [prefixes.Spread.apply(x, shared, asks) for x, asks in zip(read, (True, False, False), strict=True)]
+    out = fused_functions.Attention.apply(*read, mask, scaling)
+    return out.transpose(1, 2).contiguous() if shared is None else prefixes.Collect.apply(out, shared), None
 
 
-AttentionInterface.register(PLAIN, _attend)
-AttentionMaskInterface.register(PLAIN, eager_mask)
+for _name in (PLAIN, SHARED):
+    AttentionInterface.register(_name, _attend)
+    AttentionMaskInterface.register(_name, eager_mask)
 
 
 # Loss
@@ -266,7 +256,7 @@ def _plain_head(model: Any) -> torch.nn.Module | None:
     """The head of a model on a CPU, if it is frozen and its scores are all that the model makes of it."""
     base, head = inner(model), model.get_output_embeddings()
     own = plain_scores(base) and not head.weight.requires_grad and "forward" not in vars(head)
-    return head if own and _on_cpu(model) else None
+    return head if own and head.weight.device.type == "cpu" else None
 
 
 def plain_scores(model: Any) -> bool:

@@ -69,7 +69,14 @@ def run(
     name = f"{arm}-{lever}-{number}" if lever else f"{arm}-{number}"
     seconds = 1000 / rate
     fields = {"arm": arm, "lever": lever, "round": number, "task": task.fingerprint, "seconds": seconds}
-    fields |= {"tokens_per_second": rate, "validation_loss": loss, "peak_bytes": peak, "ready_seconds": 1.0}
+    fields |= {
+        "tokens": 1000,
+        "distinct": 1000,
+        "tokens_per_second": rate,
+        "validation_loss": loss,
+        "peak_bytes": peak,
+        "ready_seconds": 1.0,
+    }
     fields |= {
         "step_seconds": [seconds / 2] * 2,
         "validation": [[1, seconds / 2, 2.0], [2, seconds, loss]],
@@ -159,6 +166,17 @@ def test_a_bar_that_is_missed_says_so(measured: Path, task: Task) -> None:
     found = report.summary(measured, task)
     assert sum(not bar["met"] for bar in found["bars"]) == 5 + 1  # speed three times, loss, memory, the peak's share
     assert tables.page(found, task).count("**missed**") == 6
+
+
+def test_what_rows_share_counts_once_for_the_share_of_the_peak(measured: Path, task: Task) -> None:
+    before = report.summary(measured, task)
+    assert "computes once" not in tables.page(before, task)
+    for number, rate in enumerate((500.0, 440.0)):
+        run(measured, task, "lora", number, rate, distinct=800)
+    found = report.summary(measured, task)
+    assert found["arms"]["lora"]["mfu"] == pytest.approx(0.8 * before["arms"]["lora"]["mfu"])
+    assert found["arms"]["lora"]["ratio"] == before["arms"]["lora"]["ratio"]
+    assert "it computes 80% of the tokens" in tables.page(found, task)
 
 
 def test_a_machine_that_was_not_quiet_is_told(measured: Path, task: Task) -> None:
@@ -257,7 +275,7 @@ def test_products_of_the_models_shapes_and_levers_measured_apart(
     layers = products.linear_layers(task)
     assert sum(shape["layers"] for shape in found["shapes"]) == len(layers)
     assert {(shape["inputs"], shape["outputs"]) for shape in found["shapes"]} == set(layers.values())
-    assert found["seconds"] > 0 and len(found["apart"]) == 4
+    assert found["seconds"] > 0 and len(found["apart"]) == 3
     put(measured, "products", **found)
     for number in (0, 1):
         run(measured, task, "lora", number, 500.0, lever=UNCHANGED, step_seconds=[1.0, 1.0])

@@ -124,6 +124,55 @@ def test_less_is_kept_for_the_backward(llama: Path) -> None:
     assert after < 0.55 * before
 
 
+def test_layers_that_read_the_same_states_are_computed_together(llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, computed = made(llama), []
+    real = fused_functions.Lora.apply
+    monkeypatch.setattr(
+        fused_functions.Lora, "apply", lambda x, layers, *ab: computed.append(len(layers)) or real(x, layers, *ab)
+    )
+    with fused.layers(model):
+        step(model)
+        layer = model.get_base_model().model.layers[0]
+        assert computed == [3, 1, 2, 1] * 2  # queries, keys and values; gate and up
+        x, y = (torch.randn(2, 3, 64) for _ in range(2))
+        attention, alone = layer.self_attn, {}
+        for name in ("q_proj", "k_proj", "v_proj"):
+            part = getattr(attention, name)
+            alone[name] = type(part).forward(part, x), type(part).forward(part, y)
+        for name, which in (("k_proj", 0), ("k_proj", 1), ("q_proj", 0), ("v_proj", 1), ("q_proj", 0)):
+            found = getattr(attention, name)((x, y)[which])
+            assert torch.allclose(found, alone[name][which], rtol=1e-4, atol=1e-5)
+        with torch.no_grad():
+            assert not attention.v_proj(x).requires_grad  # what is ready has a gradient
+
+
+@pytest.mark.parametrize("into", [False, True])
+@pytest.mark.parametrize("biased", [False, True])
+def test_a_narrow_product_in_halves_is_the_product(into: bool, biased: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    rows, weight, bias = torch.randn(640, 24), torch.randn(24, 512), torch.randn(512) if biased else None
+    asked = []
+    monkeypatch.setattr(fused_functions, "_halved", lambda *given: asked.append(1) or True)
+    before = torch.ones(640, 512) if into else None
+    found = fused_functions._product(rows, weight, None if into else bias, before)
+    expected = rows @ weight + (1 if into else bias if biased else 0)
+    assert asked and torch.allclose(found, expected, atol=1e-4)
+    assert not into or found is before
+
+
+def test_which_products_are_halved(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+
+    def halved(rows: int, columns: int, dtype: torch.dtype = torch.bfloat16) -> bool:
+        return fused_functions._halved(torch.empty(rows, 8, dtype=dtype), torch.empty(8, columns, dtype=dtype))
+
+    assert halved(576, 576) and halved(1088, 576) and halved(1024, 1024)
+    assert not any(halved(*size) for size in ((512, 576), (1152, 576), (900, 576), (256, 192), (2048, 1536)))
+    assert not halved(1088, 576, torch.float32)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
+    assert not halved(1088, 576)
+
+
 @pytest.mark.parametrize("changed", [{"lora_dropout": 0.1}, {"use_dora": True}, {"lora_bias": True}])
 def test_unknown_lora_is_left_alone(llama: Path, changed: dict[str, Any]) -> None:
     with fused.layers(made(llama, **changed)) as found:
