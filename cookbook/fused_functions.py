@@ -115,10 +115,10 @@ class RMSNorm(Function):
     @once_differentiable
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[Any, ...]:
         x, inverse, weight = ctx.saved_tensors
-        grad = (grad * weight).float()
-        shared = torch.linalg.vecdot(grad, x.float()).unsqueeze(-1)
+        grad, wide = (grad * weight).float(), x.float()
+        shared = torch.linalg.vecdot(grad, wide).unsqueeze(-1)
         shared.mul_(inverse.square()).div_(-x.shape[-1])
-        return torch.addcmul(grad, x, shared).mul_(inverse).to(x.dtype), None, None
+        return grad.addcmul_(wide, shared).mul_(inverse).to(x.dtype), None, None
 
 
 class Gate(Function):
