@@ -143,9 +143,11 @@ def _asked(model: Any, inputs: dict[str, Any], answer: torch.Tensor) -> Iterator
 
 
 def _shares(model: torch.nn.Module) -> bool:
-    kinds = set(getattr(inner(model).config, "layer_types", None) or ["full_attention"])
-    dropouts = (module for module in model.modules() if isinstance(module, torch.nn.Dropout))
-    return kinds == {"full_attention"} and not any(dropout.p for dropout in dropouts)
+    """Whether all layers see all tokens before, and none drops anything."""
+    config = inner(model).config
+    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
+    near = kinds != {"full_attention"} or bool(getattr(config, "sliding_window", None))
+    return not near and not any(module.p for module in model.modules() if isinstance(module, torch.nn.Dropout))
 
 
 def _shareable(model: Any, inputs: dict[str, Any]) -> bool:

@@ -319,8 +319,8 @@ def test_arms_take_turns_and_levers_stand_between_unchanged_runs(
     measured: Path, monkeypatch: pytest.MonkeyPatch, here: str, left_out: int
 ) -> None:
     monkeypatch.setattr(machine, "words", lambda: here)
-    arms = [job.file for job in command.plan(measured, ["arms"], ["trl", "lora"], rounds=2)]
-    assert arms == [f"{name}-{number}.json" for number in range(2) for name in ("peak", "trl", "lora")]
+    arms = [job.file for job in command.plan(measured, ["arms"], ["trl", "trainer", "lora"], rounds=2)]
+    assert arms == [f"{name}-{number}.json" for number in range(2) for name in ("peak", "trl", "lora", "trainer")]
     *levers, last = command.plan(measured, ["levers"], [], rounds=5)
     files = [job.file for job in levers]
     apart = files.index(f"lora-{UNCHANGED}-{BESIDE}.json")

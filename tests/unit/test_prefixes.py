@@ -144,10 +144,12 @@ def test_padding_on_the_left_and_nothing_to_score_are_left_alone(llama: Path, co
     assert none.shape == (0,) and computed == []
 
 
-@pytest.mark.parametrize("why", ["dropout", "window"])
+@pytest.mark.parametrize("why", ["dropout", "kind", "window"])
 def test_states_that_depend_on_more_are_not_shared(llama: Path, why: str, computed: list[int]) -> None:
     model = made(llama, **({"lora_dropout": 0.5} if why == "dropout" else {}))
     if why == "window":
+        model.config.sliding_window = 4
+    if why == "kind":
         model.config.layer_types = ["sliding_attention"] * model.config.num_hidden_layers
     with fused.layers(model) as found:
         losses(model)
