@@ -103,7 +103,7 @@ def _arm(
 
 def _computed(run: dict[str, Any]) -> float:
     """Tokens a second whose arithmetic was done: what several rows begin with counts once if it was computed once."""
-    return run["tokens_per_second"] * run["distinct"] / run["tokens"]
+    return run["tokens_per_second"] * run.get("distinct", run["tokens"]) / run["tokens"]
 
 
 def seconds_to(validation: Sequence[Sequence[float]], target: float) -> float | None:
