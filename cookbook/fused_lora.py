@@ -39,14 +39,17 @@ def siblings(model: torch.nn.Module, known: Container[torch.nn.Module]) -> dict[
     """Forwards of the LoRA layers of `model` among the `known` that read the same states as another one."""
     found: dict[torch.nn.Module, Forward] = {}
     for parent in model.modules():
-        if "key_value_states" in inspect.signature(type(parent).forward).parameters:
-            continue  # keys and values of another sequence
         for names in SIBLINGS:
             layers = [layer for name in names if (layer := getattr(parent, name, None)) in known]
-            if len(layers) > 1 and len({layer.in_features for layer in layers}) == 1:
+            if len(layers) > 1 and len({layer.in_features for layer in layers}) == 1 and not _reads_two(parent):
                 together = Together(layers)
                 found |= {layer: partial(together.forward, layer) for layer in layers}
     return found
+
+
+def _reads_two(parent: torch.nn.Module) -> bool:
+    """Whether its keys and values may be another sequence's than its queries."""
+    return "key_value_states" in inspect.signature(type(parent).forward).parameters
 
 
 class Together:
@@ -54,6 +57,7 @@ class Together:
 
     def __init__(self, layers: Sequence[Any]) -> None:
         self._layers = layers
+        self._read: torch.Tensor | None = None
         self._asked: tuple[Any, ...] = ()
         self._ready: dict[Any, torch.Tensor] = {}
 
@@ -61,14 +65,13 @@ class Together:
         adapters = [_adapter(layer) for layer in self._layers]
         if args or kwargs or None in adapters:
             return forward(module, x, *args, **kwargs)
-        asked = (id(x), torch.is_grad_enabled(), *adapters)
-        if asked != self._asked or module not in self._ready:
-            outputs = _outputs(self._layers, x)
-            self._asked, self._ready = asked, dict(zip(self._layers, outputs, strict=True))
-            self._read = x  # as long as it lives, no other tensor has its id
+        asked = (torch.is_grad_enabled(), *adapters)
+        if x is not self._read or asked != self._asked or module not in self._ready:
+            self._read, self._asked = x, asked
+            self._ready = dict(zip(self._layers, _outputs(self._layers, x), strict=True))
         out = self._ready.pop(module)
         if not self._ready:
-            self._asked, self._read = (), None
+            self._read = None
         return out
 
 
