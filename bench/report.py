@@ -81,7 +81,9 @@ def _arm(
     beside = {run["round"]: run["tokens_per_second"] for run in base}
     rates = [run["tokens_per_second"] for run in runs]
     ratios = [run["tokens_per_second"] / beside[run["round"]] for run in runs if run["round"] in beside]
-    shares = [_computed(run) * share[run["round"]] for run in runs if run["round"] in share]
+    shares = [
+        run["tokens_per_second"] * _computed(run) * share[run["round"]] for run in runs if run["round"] in share
+    ]
     timed = [seconds_to(run["validation"], target) for run in runs] if target else []
     return {
         "words": ARMS[arm].words,
@@ -95,15 +97,15 @@ def _arm(
         "validation": runs[0]["validation"],
         "peak_bytes": median(run["peak_bytes"] for run in runs),
         "mfu": median(shares) if shares else None,
-        "computed": runs[0]["distinct"] / runs[0]["tokens"],
+        "computed": _computed(runs[0]),
         "ready_seconds": median(run["ready_seconds"] for run in runs),
         "versions": runs[0]["versions"],
     }
 
 
 def _computed(run: dict[str, Any]) -> float:
-    """Tokens a second whose arithmetic was done: what several rows begin with counts once if it was computed once."""
-    return run["tokens_per_second"] * run.get("distinct", run["tokens"]) / run["tokens"]
+    """The share of its tokens that a run computed: what rows begin with counts once if it was computed once."""
+    return run.get("distinct", run["tokens"]) / run["tokens"]
 
 
 def seconds_to(validation: Sequence[Sequence[float]], target: float) -> float | None:
@@ -193,7 +195,7 @@ def _narrow(files: dict[str, Any], machine: dict[str, Any]) -> dict[str, Any]:
     return {
         "tokens_per_second": run["tokens_per_second"],
         "peaks": peaks,
-        "mfu": _computed(run) * machine["flops_per_token"] / (max(peaks.values()) * 1e9),
+        "mfu": run["tokens_per_second"] * _computed(run) * machine["flops_per_token"] / (max(peaks.values()) * 1e9),
     }
 
 

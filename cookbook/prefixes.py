@@ -41,9 +41,8 @@ class Shared:
         ids, needed, answer = (
             torch.nn.functional.pad(x[:, :last], (0, tokens - last)) for x in (ids, needed, answer)
         )
-        agrees = (
-            ((ids[:, None] == ids) & needed[:, None] & needed).int().cumprod(-1)
-        )  # each row with each, up to there
+        same = (ids[:, None] == ids) & needed[:, None] & needed
+        agrees = same.int().cumprod(-1)  # each row with each, up to there
         homes = agrees.argmax(1) * tokens + torch.arange(tokens)  # in the first row that agrees
         places, found = homes[needed].unique(return_inverse=True)
         self.shape, self.distinct = ids.shape, len(places)
@@ -52,6 +51,7 @@ class Shared:
         self._states = torch.full_like(homes, nobody).masked_scatter_(needed, found)
         self._owned = torch.full_like(homes.view(-1), nobody).index_copy_(0, places, torch.arange(len(places)))
         self._copies = (needed.view(-1) & (self._owned == nobody)).nonzero().squeeze(1)
+        self._summed, self._into = self._states.view(-1)[self._copies].unique(return_inverse=True)
         self.ids, self.positions = ids.reshape(-1)[self._places][None], (self._places % tokens)[None]
         self.asked = self._states[answer]
         self._indices: dict[int, Indices] = {}
@@ -68,15 +68,14 @@ class Shared:
                 row, token = places // tokens, places % tokens
                 return (row * heads * tokens + token)[:, None] + head * tokens
 
-            summed, into = self._states.view(-1)[self._copies].unique(return_inverse=True)
             self._indices[heads] = Indices(
                 from_heads=spread(self._states, 1, computed),
                 from_states=spread(self._states, heads, 1),
                 owned=spread(self._owned, heads, 1),
                 places=collected(self._places).view(-1),
                 copies=collected(self._copies),
-                summed=summed,
-                into=into,
+                summed=self._summed,
+                into=self._into,
             )
         return self._indices[heads]
 
