@@ -30,43 +30,40 @@ class Lora(Function):
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, layers: Sequence[Frozen], *trained: torch.Tensor) -> tuple[Any, ...]:
         rows = x.reshape(-1, x.shape[-1])
-        ctx.layers, ctx.ranks, ctx.dtypes = layers, [len(a) for a in trained[::2]], [t.dtype for t in trained]
-        low = (torch.cat(trained[::2]) * _scales(layers, ctx.ranks)).to(x.dtype)  # s A, of all layers
-        ups = [b.to(x.dtype) for b in trained[1::2]]
+        low, ups = _factors(trained, x.dtype)
         inner = rows @ low.t()
-        ctx.save_for_backward(x, inner, low, *ups)
+        ctx.layers, ctx.ranks = layers, [len(a) for a in trained[::2]]
+        ctx.save_for_backward(x, inner, *trained)
         outs = []
-        for (weight, bias, _), up, part in zip(layers, ups, inner.split(ctx.ranks, dim=1), strict=True):
+        for (weight, bias, scale), up, part in zip(layers, ups, inner.split(ctx.ranks, dim=1), strict=True):
             out = _product(rows, _as(weight, x.dtype).t(), bias)
-            outs.append(out.addmm_(part, up.t()).view(*x.shape[:-1], -1))
+            outs.append(out.addmm_(part, up.t(), alpha=scale).view(*x.shape[:-1], -1))
         return tuple(outs)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[Any, ...]:
-        x, inner, low, *ups = ctx.saved_tensors
+        x, inner, *trained = ctx.saved_tensors
+        low, ups = _factors(trained, x.dtype)
         rows, down = x.reshape(-1, x.shape[-1]), torch.empty_like(inner)
         grads = [grad.to(x.dtype).reshape(-1, grad.shape[-1]) for grad in grads]
         to_b, grad_x = [], None
         each = zip(ctx.layers, grads, ups, inner.split(ctx.ranks, 1), down.split(ctx.ranks, 1), strict=True)
-        for (weight, _, _), grad, up, part, part_down in each:
-            torch.mm(grad, up, out=part_down)
-            to_b.append(grad.t() @ part)
+        for (weight, _, scale), grad, up, part, part_down in each:
+            torch.mm(grad, up, out=part_down).mul_(scale)
+            to_b.append((grad.t() @ part).to(trained[1].dtype).mul_(scale))
             if ctx.needs_input_grad[0]:
                 grad_x = _product(grad, _as(weight, x.dtype), into=grad_x)
         if grad_x is not None:
             grad_x = grad_x.addmm_(down, low).view(x.shape)
-        to_a = (down.t() @ rows) * _scales(ctx.layers, ctx.ranks)
-        found = [grad for pair in zip(to_a.split(ctx.ranks), to_b, strict=True) for grad in pair]
-        return grad_x, None, *(grad.to(dtype) for grad, dtype in zip(found, ctx.dtypes, strict=True))
+        to_a = (down.t() @ rows).split(ctx.ranks)
+        found = [grad for pair in zip(to_a, to_b, strict=True) for grad in pair]
+        return grad_x, None, *(grad.to(of.dtype) for grad, of in zip(found, trained, strict=True))
 
 
-def _scales(layers: Sequence[Frozen], ranks: Sequence[int]) -> torch.Tensor | float:
-    """s of each row of all layers' A below one another; one number if it is the same for all."""
-    scales = [layer.scale for layer in layers]
-    if len(set(scales)) == 1:
-        return scales[0]
-    return torch.tensor(scales).repeat_interleave(torch.tensor(ranks))[:, None]
+def _factors(trained: Sequence[torch.Tensor], dtype: torch.dtype) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    """The A of all layers below one another, and each B."""
+    return torch.cat(trained[::2]).to(dtype), [b.to(dtype) for b in trained[1::2]]
 
 
 def _product(
@@ -125,7 +122,7 @@ class RMSNorm(Function):
     @once_differentiable
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[Any, ...]:
         rows, size, weight = ctx.saved_tensors
-        shape, grad = grad.shape, (grad * weight).to(rows.dtype).view(rows.shape)
+        shape, grad = grad.shape, (grad * weight).to(rows.dtype).reshape(rows.shape)
         length = rows.new_full((len(rows), 1), rows.shape[-1] ** 0.5)
         sizes = size[:, None] * length
         out, _ = torch.ops.aten._weight_norm_interface_backward(grad, rows, length, sizes, 0)
