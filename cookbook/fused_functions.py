@@ -189,7 +189,8 @@ class Attention(Function):
         if mask is not None:
             scores.view(rows, groups, -1, tokens, reads).copy_(mask[:, None])
         scores.baddbmm_(q, k.transpose(1, 2), beta=int(mask is not None), alpha=scale)
-        shares = torch.softmax(scores, dim=-1)
+        wide = torch.promote_types(q.dtype, torch.float32)  # torch's softmax of bf16 takes up to twice as long
+        shares = torch.softmax(scores.to(wide), dim=-1).to(q.dtype)
         ctx.save_for_backward(q, k, v, shares)
         ctx.scale, ctx.asked, ctx.read = scale, asked, read
         return torch.bmm(shares, v).view(asked)
