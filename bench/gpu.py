@@ -19,6 +19,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from bench import overview
 from bench.report import FOLDER
 from bench.tables import table
 from bench.task import ROOT, python
@@ -357,7 +358,8 @@ def main(given: list[str] | None = None) -> int:
         print(f"{case.name}: {found[case].get('left_out') or f'{rate:,.0f} tokens/s'}", flush=True)
     output = asked.output or FOLDER
     output.mkdir(parents=True, exist_ok=True)
-    (output / "gpu.md").write_text(page(found), encoding="utf-8")
+    (output / overview.GPU_PAGE).write_text(page(found), encoding="utf-8")
+    overview.write(output)
     return 0
 
 

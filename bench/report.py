@@ -8,7 +8,7 @@ from pathlib import Path
 from statistics import mean, median
 from typing import Any
 
-from bench import sizes, tables
+from bench import overview, sizes, tables
 from bench.arms import ARMS, BASELINE, BASELINE_FP32, MAIN, OURS
 from bench.levers import BESIDE, COMPILED, LEVERS, NARROW, UNCHANGED
 from bench.task import ROOT, Task, read
@@ -18,15 +18,19 @@ WITHIN = 1.02  # of the baseline's final validation loss: the loss that all are 
 
 
 def write(measured: Path, folder: Path) -> list[Path]:
-    """README.md, benchmark.png, benchmark.json in `folder`, from what `measured` holds by now."""
+    """This machine's README.md, benchmark.png, benchmark.json below `folder`, from what `measured` holds by now.
+
+    The overview of all machines, README.md in `folder`, is written anew and comes last.
+    """
     task = read(measured / "task.json")
     found = summary(measured, task)
-    folder.mkdir(parents=True, exist_ok=True)
-    written = [folder / "benchmark.json", folder / "README.md", folder / "benchmark.png"]
+    own = folder / overview.name(found["machine"])
+    own.mkdir(parents=True, exist_ok=True)
+    written = [own / "benchmark.json", own / "README.md", own / "benchmark.png"]
     written[0].write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     written[1].write_text(tables.page(found, task), encoding="utf-8")
     draw(found, written[2])
-    return written
+    return [*written, overview.write(folder)]
 
 
 def summary(measured: Path, task: Task) -> dict[str, Any]:

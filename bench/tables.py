@@ -5,9 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from bench.arms import ARMS, BASELINE, MAIN
-from bench.task import ROOT, Task
+from bench.task import Task
 
-GPU_PAGE = ROOT / "docs" / "benchmark" / "gpu.md"
 LEFT_OUT = {
     "torchtune": "its last release, 0.6.1, imports only beside torchao up to 0.14, and its development was stopped "
     "in 2025 (meta-pytorch/torchtune, issue 2883)",
@@ -31,7 +30,7 @@ def page(found: dict[str, Any], task: Task) -> str:
     parts = [
         "# How fast it trains, beside what people would use instead",
         f"Measured by `make bench` on {found['machine']}; every number here is in [benchmark.json](benchmark.json). "
-        "Other machines have other ratios: the same command measures yours.",
+        "Other machines have [other ratios](../README.md): the same command measures yours.",
         _task(task),
         _bars(found),
         _arms(found),
@@ -66,10 +65,8 @@ def _bars(found: dict[str, Any]) -> str:
     by_shape = {shape: {bar["what"]: bar for bar in told["bars"]} for shape, told in found["sizes"].items()}
     rows = []
     for bar in found["bars"]:
-        limit = f"≥ {bar['at_least']:g}" if "at_least" in bar else f"≤ {bar['at_most']:g}"
-        rows.append(
-            [bar["what"], limit, _measured(bar), *(_measured(bars.get(bar["what"])) for bars in by_shape.values())]
-        )
+        shapes = [measured(bars.get(bar["what"])) for bars in by_shape.values()]
+        rows.append([bar["what"], aim(bar), measured(bar), *shapes])
     if not rows:
         return ""
     text = "## What was aimed at\n\n" + table(["", "aim", "measured", *(f"{s}'s shape" for s in by_shape)], rows)
@@ -83,7 +80,13 @@ def _bars(found: dict[str, Any]) -> str:
     return text
 
 
-def _measured(bar: dict[str, Any] | None) -> str:
+def aim(bar: dict[str, Any]) -> str:
+    """What was aimed at."""
+    return f"≥ {bar['at_least']:g}" if "at_least" in bar else f"≤ {bar['at_most']:g}"
+
+
+def measured(bar: dict[str, Any] | None) -> str:
+    """What came out, and whether that is what was aimed at; nothing where nothing was measured."""
     if bar is None:
         return ""
     best = f" ({bar['best']})" if "best" in bar else ""
@@ -211,8 +214,6 @@ def _missing(found: dict[str, Any]) -> str:
     rows += [f"- {name}: it failed here: {why}" for name, why in found["failed"].items()]
     absent = [a for a in ARMS if a not in found["arms"] and a not in found["failed"]]
     rows += [f"- {name}: not measured here." for name in absent]
-    if not GPU_PAGE.is_file():
-        rows += ["- GPUs: `make bench-gpu` measures one, into gpu.md beside this page; it has not been run yet."]
     return "## What is not in the table\n\n" + "\n".join(rows)
 
 

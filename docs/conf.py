@@ -10,8 +10,8 @@ project = "Fine-tuning cookbook"
 html_title = project
 extensions = ["myst_nb"]
 root_doc = "README"
-include_patterns = ["README.md", "notebooks/*.ipynb", "notebooks/records/*/*.md", "docs/benchmark/*.md"]
-include_patterns += ["data_samples/*/README.md"]
+include_patterns = ["README.md", "notebooks/*.ipynb", "notebooks/records/*/*.md", "data_samples/*/README.md"]
+include_patterns += ["docs/benchmark/*.md", "docs/benchmark/*/*.md"]
 exclude_patterns = [".*", "runs", "site", "tests"]
 nb_execution_mode = "off"  # what is shown is what is committed
 myst_enable_extensions = ["html_image"]
@@ -40,6 +40,7 @@ notebooks/records/*/*
 :hidden:
 :glob:
 docs/benchmark/*
+docs/benchmark/*/*
 ```
 
 ```{toctree}

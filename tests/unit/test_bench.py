@@ -16,13 +16,14 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 import bench.__main__ as command
-from bench import evaluation, machine, products, profiled, report, sizes, tables
+from bench import evaluation, machine, overview, products, profiled, report, sizes, tables
 from bench.arms import ARMS
 from bench.levers import BESIDE, COMPILED, LEVERS, NARROW, UNCHANGED
 from bench.task import Row, Task, read
 from bench.watch import Clock, validation_loss
 from cookbook import planning
 
+MACHINE = "2 cores of AMD EPYC(TM), AVX2, AVX-512, 24 GiB of memory"
 ROW = Row([{"role": "user", "content": "a"}], [{"role": "assistant", "content": "b"}], {}, [5, 6, 7, 8], 2)
 
 
@@ -37,7 +38,7 @@ def measured(tmp_path: Path, task: Task) -> Path:
     """Two rounds of trl, lora and another, an arm that failed, one lever and the unchanged arm beside it."""
     folder = tmp_path / "measured"
     task.write(folder / "task.json")
-    put(folder, "machine", machine="2 cores", flops_per_token=8e6)
+    put(folder, "machine", machine=MACHINE, flops_per_token=8e6)
     for number, (base, ours, other) in enumerate([(100.0, 500.0, 200.0), (80.0, 440.0, 210.0)]):
         put(folder, f"peak-{number}", peaks={"float32": 1.0, "bfloat16": 4.0 + number}, task=task.fingerprint)
         run(folder, task, "trl-fp32", number, base / 2)
@@ -187,10 +188,28 @@ def test_a_machine_that_was_not_quiet_is_told(measured: Path, task: Task) -> Non
 
 def test_the_page_names_every_arm_that_ran_or_did_not(measured: Path, tmp_path: Path) -> None:
     written = report.write(measured, tmp_path / "docs")
-    assert [path.name for path in written] == ["benchmark.json", "README.md", "benchmark.png"]
+    own = ["amd-epyc-avx-512/" + name for name in ("benchmark.json", "README.md", "benchmark.png")]
+    assert [path.relative_to(tmp_path / "docs").as_posix() for path in written] == [*own, "README.md"]
     page = written[1].read_text()
     assert all(arm in page for arm in ARMS) and "torchtune" in page and "OSError: no such thing" in page
     assert str(tmp_path) not in page and written[2].stat().st_size > 10_000
+
+
+def test_another_machine_adds_a_column(measured: Path, tmp_path: Path) -> None:
+    *_, page = report.write(measured, tmp_path / "docs")
+    assert "| training, tokens a second over TRL's defaults | ≥ 4.5 | 5.25, met |" in page.read_text()
+    put(measured, "machine", machine="4 cores of Intel(R) Xeon(R), AVX2, 24 GiB of memory", flops_per_token=8e6)
+    (measured / "trl-fp32-0.json").unlink(), (measured / "trl-fp32-1.json").unlink()
+    report.write(measured, tmp_path / "docs")
+    said = page.read_text()
+    head = (
+        "|  | aim | [AMD EPYC, AVX-512](amd-epyc-avx-512/README.md) | [Intel Xeon, AVX2](intel-xeon-avx2/README.md) |"
+    )
+    assert head in said and "| tokens a second, `lora` |  | 470 | 470 |" in said and "`make bench-gpu`" in said
+    assert "| training, tokens a second over TRL's defaults with bf16 switched off | ≥ 4.5 | 10.5, met |  |" in said
+    (tmp_path / "docs" / overview.GPU_PAGE).touch()
+    report.write(measured, tmp_path / "docs")
+    assert "[measured](gpu.md)" in page.read_text()
 
 
 def test_compiling_pays_after_the_steps_that_it_costs(measured: Path, task: Task) -> None:
