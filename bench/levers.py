@@ -56,6 +56,9 @@ LEVERS: dict[str, Lever] = {
         ours.Recipe(shared=False),
         True,
     ),
+    "last-layer-whole": Lever(
+        "of the last layer only what is to be scored → all of it", ours.Recipe(narrow=False), True
+    ),
     "one-by-one": Lever(
         "LoRA's small products batched (q, k, v; gate, up) → each layer by itself", ours.Recipe(together=False), True
     ),

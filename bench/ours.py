@@ -31,6 +31,7 @@ class Recipe:
         supervised_only: the answer's positions alone reach the head; else TRL's own loss.
         layers: inside `fused.layers`.
         shared: what a batch's rows begin with in common is computed once, and padding not at all.
+        narrow: the last layer gives only the states that are to be scored.
         together: LoRA layers that read the same states read them together.
         halves: narrow products in two halves of their rows.
         head: the loss of `fused.nats` from a few positions at a time.
@@ -45,6 +46,7 @@ class Recipe:
     supervised_only: bool = True
     layers: bool = True
     shared: bool = True
+    narrow: bool = True
     together: bool = True
     halves: bool = True
     head: bool = True
@@ -54,9 +56,11 @@ class Recipe:
 
 def train(task: Task, clock: Clock, recipe: Recipe | None = None) -> None:
     """Train as notebook 01 does, with what it shows while it trains sent nowhere."""
-    recipe = recipe or Recipe()
+    from transformers import AutoConfig
+
+    recipe, count = recipe or Recipe(), AutoConfig.from_pretrained(task.model).num_hidden_layers
     with TemporaryDirectory() as folder, open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):
-        with _levers(recipe), _counted(clock):
+        with _levers(recipe), _counted(clock, count if recipe.narrow else None):
             cells = Cells(task, recipe, Path(folder))
             trainer = cells.trainer(task, clock, recipe)
             if not packed(recipe):
@@ -141,11 +145,12 @@ class Cells:
 @contextmanager
 def _levers(recipe: Recipe) -> Iterator[None]:
     """The notebook's means that a recipe goes without, taken away while its cells run."""
-    from cookbook import allocator, fused, fused_functions, fused_lora
+    from cookbook import allocator, fused, fused_functions, fused_lora, prefixes
 
     instead = [
         (recipe.layers, fused, "layers", lambda model: allocator.kept()),
         (recipe.shared, fused, "_shares", lambda model: False),
+        (recipe.narrow, prefixes, "narrowed", lambda decoder, shared: nullcontext(shared.asked)),
         (recipe.together, fused_lora, "siblings", lambda model, known: {}),
         (recipe.halves, fused_functions, "_halved", lambda rows, weight: False),
         (recipe.head, fused, "_plain_head", lambda model: None),
@@ -160,14 +165,18 @@ def _levers(recipe: Recipe) -> Iterator[None]:
 
 
 @contextmanager
-def _counted(clock: Clock) -> Iterator[None]:
-    """The clock is told how many states were computed for how many tokens, where rows shared some."""
+def _counted(clock: Clock, layers: int | None) -> Iterator[None]:
+    """The clock is told how many states were computed for how many tokens, where rows shared some.
+
+    A state that the last of so many layers leaves out (None: none does) counts as less by one layer.
+    """
     from cookbook import prefixes
 
     class Counted(prefixes.Shared):
         def __init__(self, *given: Any) -> None:
             super().__init__(*given)
-            clock.distinct += self.distinct
+            left_out = self.distinct - self.scored_once
+            clock.distinct += self.distinct - (left_out / layers if layers else 0)
 
     with patch.object(prefixes, "Shared", Counted):
         yield

@@ -18,6 +18,7 @@ from transformers.models.llama import modeling_llama
 
 from cookbook import allocator, fused_functions, fused_lora, prefixes
 from cookbook.allocator import keep_memory as keep_memory  # where notebooks ask for it
+from cookbook.known import same_code
 from cookbook.models import head_reads
 
 PLAIN = "fused_plain"  # the attention below, as transformers calls it
@@ -136,7 +137,10 @@ def _asked(model: Any, inputs: dict[str, Any], answer: torch.Tensor) -> Iterator
     decoder = inner(model).base_model
     replaced = decoder.register_forward_pre_hook(lambda _, args, asked: (args, asked | given), with_kwargs=True)
     try:
-        with head_reads(model, lambda hidden: hidden[0].index_select(0, shared.asked)):
+        with (
+            prefixes.narrowed(decoder, shared) as asked,
+            head_reads(model, lambda hidden: hidden[0].index_select(0, asked)),
+        ):
             yield
     finally:
         replaced.remove()
@@ -163,20 +167,8 @@ def _shareable(model: Any, inputs: dict[str, Any]) -> bool:
 # Norms and gated feed-forward parts, where their code is Llama's
 
 
-def _same_code(one: Any, other: FunctionType) -> bool:
-    """Whether two functions compute the same: the same instructions on the same names and numbers."""
-    if not isinstance(one, FunctionType):
-        return False
-    a, b = ((f.__code__.co_code, f.__code__.co_names, _constants(f)) for f in (one, other))
-    return a == b
-
-
-def _constants(function: FunctionType) -> list[Any]:
-    return [c for c in function.__code__.co_consts if c != function.__doc__ and not isinstance(c, str)]
-
-
 def _frozen_norm(module: torch.nn.Module) -> bool:
-    return _same_code(type(module).forward, modeling_llama.LlamaRMSNorm.forward) and not module.weight.requires_grad
+    return same_code(type(module).forward, modeling_llama.LlamaRMSNorm.forward) and not module.weight.requires_grad
 
 
 def _norm_forward(module: Any, x: torch.Tensor) -> torch.Tensor:
@@ -184,7 +176,7 @@ def _norm_forward(module: Any, x: torch.Tensor) -> torch.Tensor:
 
 
 def _gated(module: torch.nn.Module) -> bool:
-    return _same_code(type(module).forward, modeling_llama.LlamaMLP.forward) and isinstance(module.act_fn, SILU)
+    return same_code(type(module).forward, modeling_llama.LlamaMLP.forward) and isinstance(module.act_fn, SILU)
 
 
 def _gated_forward(module: Any, x: torch.Tensor) -> torch.Tensor:
@@ -208,7 +200,7 @@ def _attention_owner(model: Any) -> Any:
     if getattr(config, "_attn_implementation", None) != "eager" or getattr(config, "attention_dropout", 0.0):
         return None
     eager = [getattr(home, "eager_attention_forward", None) for home in _attention_homes(owner)]
-    known = eager and all(_same_code(function, modeling_llama.eager_attention_forward) for function in eager)
+    known = eager and all(same_code(function, modeling_llama.eager_attention_forward) for function in eager)
     return owner if known else None
 
 
@@ -222,7 +214,7 @@ def _rotary_homes(model: torch.nn.Module) -> dict[ModuleType, FunctionType]:
     return {
         home: getattr(home, ROTARY)
         for home in _attention_homes(model)
-        if all(_same_code(getattr(home, name, None), function) for name, function in LLAMAS.items())
+        if all(same_code(getattr(home, name, None), function) for name, function in LLAMAS.items())
     }
 
 
@@ -265,7 +257,7 @@ def plain_scores(model: Any) -> bool:
     """Whether a causal model's scores are those of a linear head without bias, as Llama's are."""
     head = model.get_output_embeddings()
     ends = (inspect.unwrap(kind.forward) for kind in (type(model), modeling_llama.LlamaForCausalLM))
-    return type(head) is torch.nn.Linear and head.bias is None and _same_code(*ends)
+    return type(head) is torch.nn.Linear and head.bias is None and same_code(*ends)
 
 
 def _cast(x: torch.Tensor) -> torch.Tensor:

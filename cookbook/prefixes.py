@@ -3,16 +3,24 @@
 A causal model's state at a token depends on that token and those before it. Where two rows agree from their first
 token on, so do their states, and one serves both; what follows a row's last scored token, padding included, serves
 nobody. So the model gets one long row of those states that differ. Attention alone sees the rows: before it the
-states of queries, keys and values are spread over them, after it they are collected again.
+states of queries, keys and values are spread over them, after it they are collected again. Of the last layer
+nothing reads the states that are not to be scored, so behind its attention they are left out.
 """
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
+from transformers.models.llama import modeling_llama
+
+from cookbook.known import same_code
 
 MULTIPLE = 64  # the long row's length: few different ones, as oneDNN prepares a product for each
 EIGHTS = 8  # the same for the rows that attention sees
@@ -31,7 +39,9 @@ class Shared:
         shape: (rows, tokens) that attention sees: as far as states are needed.
         ids, positions: (1, computed), the tokens of the long row and their places in the rows.
         asked: (scored,), places in the long row of the states to be scored, row after row.
-        distinct: how many states of the long row are somebody's.
+        last: those places, each once, filled up to a multiple with nobody's.
+        asked_last: (scored,), places in `last` of the states to be scored, row after row.
+        distinct, scored_once: how many states of the long row are somebody's, and how many of these are scored.
     """
 
     def __init__(self, ids: torch.Tensor, answer: torch.Tensor) -> None:
@@ -54,6 +64,9 @@ class Shared:
         self._summed, self._into = self._states.view(-1)[self._copies].unique(return_inverse=True)
         self.ids, self.positions = ids.reshape(-1)[self._places][None], (self._places % tokens)[None]
         self.asked = self._states[answer]
+        once, self.asked_last = self.asked.unique(return_inverse=True)
+        self.scored_once = len(once)
+        self.last = torch.nn.functional.pad(once, (0, -len(once) % MULTIPLE), value=nobody)
         self._indices: dict[int, Indices] = {}
 
     def indices(self, heads: int) -> Indices:
@@ -145,6 +158,51 @@ class Collect(Function):
         return grad.reshape(-1, size).index_select(0, ctx.shared.indices(heads).owned).view(ctx.shape), None
 
 
+class Narrow(Function):
+    """(1, computed, size) to (1, last, size): the states to be scored."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, shared: Shared) -> torch.Tensor:
+        ctx.shared, ctx.computed = shared, x.shape[1]
+        return x[0].index_select(0, shared.last)[None]
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[Any, ...]:
+        out = grad.new_zeros(ctx.computed, grad.shape[-1])
+        real = slice(ctx.shared.scored_once)
+        return out.index_copy_(0, ctx.shared.last[real], grad[0, real])[None], None
+
+
 def causal(tokens: int, dtype: torch.dtype) -> torch.Tensor:
     """The mask (1, 1, tokens, tokens) that is added to scores: a token sees those up to itself."""
     return torch.full((tokens, tokens), torch.finfo(dtype).min, dtype=dtype).triu_(1)[None, None]
+
+
+@contextmanager
+def narrowed(decoder: Any, shared: Shared) -> Iterator[torch.Tensor]:
+    """Inside, the last layer gives only the states to be scored, if it is Llama's; yields where these are then."""
+    layer = getattr(decoder, "layers", [None])[-1]
+    if not _plain_layer(layer):
+        yield shared.asked
+        return
+    hook = layer.self_attn.o_proj.register_forward_pre_hook(lambda _, args: (Narrow.apply(*args, shared),))
+    layer.forward = partial(_last_forward, layer)
+    try:
+        yield shared.asked_last
+    finally:
+        hook.remove()
+        del layer.forward
+
+
+def _plain_layer(layer: Any) -> bool:
+    """Whether a layer computes as Llama's does and is not computed twice, which would be after its hook is gone."""
+    forwards = (inspect.unwrap(kind.forward) for kind in (type(layer), modeling_llama.LlamaDecoderLayer))
+    own = isinstance(layer, torch.nn.Module) and same_code(*forwards) and "forward" not in vars(layer)
+    return own and hasattr(layer.self_attn, "o_proj") and not (layer.training and layer.gradient_checkpointing)
+
+
+def _last_forward(layer: Any, hidden_states: torch.Tensor, *, shared: Shared, **given: Any) -> torch.Tensor:
+    mixed, _ = layer.self_attn(hidden_states=layer.input_layernorm(hidden_states), shared=shared, **given)
+    hidden = Narrow.apply(hidden_states, shared) + mixed
+    return hidden + layer.mlp(layer.post_attention_layernorm(hidden))

@@ -82,6 +82,36 @@ def test_spread_and_collected_with_exact_gradients(heads: int, strided: bool) ->
     assert found.count_nonzero() == rows.count_nonzero() and torch.allclose(found.sum(), rows.sum())
 
 
+def test_narrowed_to_what_is_scored_with_an_exact_gradient() -> None:
+    torch.manual_seed(0)
+    shared = prefixes.Shared(IDS[:, :-1], ANSWER)
+    assert len(shared.asked) == shared.scored_once + 1  # one is scored in two rows
+    x = torch.randn(1, prefixes.MULTIPLE, 3, dtype=torch.float64, requires_grad=True)
+    scored = prefixes.Narrow.apply(x, shared)[0, shared.asked_last]
+    assert torch.equal(scored, x[0, shared.asked])
+    weights = torch.randn(scored.shape, dtype=torch.float64)
+    found, wanted = (torch.autograd.grad((weights * y).sum(), x)[0] for y in (scored, x[0, shared.asked]))
+    assert torch.allclose(found, wanted)
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_the_last_layer_leaves_out_what_is_not_scored(llama: Path, again: bool) -> None:
+    model, read = made(llama), []
+    layers = model.get_base_model().model.layers
+    if again:  # computed twice, by gradient checkpointing
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    many = torch.arange(4 * prefixes.MULTIPLE).view(4, -1) % 50
+    answer = torch.zeros_like(many[:, 1:], dtype=torch.bool)
+    answer[:, -3:] = True
+    for layer in layers:
+        layer.mlp.register_forward_pre_hook(lambda _, args: read.append(args[0].shape[1]))
+    with fused.layers(model):
+        fused.nats(model, {"input_ids": many}, answer, many[:, 1:][answer])
+        assert "forward" not in vars(layers[-1]) and not layers[-1].self_attn.o_proj._forward_pre_hooks
+    assert len(read) > 1 and set(read[:-1]) == {4 * prefixes.MULTIPLE}
+    assert read[-1] == (4 * prefixes.MULTIPLE if again else prefixes.MULTIPLE)
+
+
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("four_bit", [False, True])
 @pytest.mark.parametrize("family", ["llama", "qwen"])
