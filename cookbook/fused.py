@@ -90,8 +90,8 @@ def nats(model: Any, inputs: dict[str, Any], answer: torch.Tensor, targets: torc
     Only the positions `answer` reach the head. On a CPU, with a frozen head, their scores over the vocabulary are
     made for a few positions at a time, turned into the gradient at once, and never kept. Else they are all made.
 
-    Inside `layers`, with plain attention and without dropout, what rows begin with in common is computed once, padding
-    on the right not at all, and the last layer only where something is scored (`cookbook.prefixes`).
+    Inside `layers`, with plain attention and without dropout, what rows begin with in common is computed once,
+    padding on the right not at all, and the last layer only where something is scored (`cookbook.prefixes`).
 
     Args:
         inputs: of the model's forward.

@@ -199,7 +199,8 @@ def _plain_layer(layer: Any) -> bool:
     """Whether a layer computes as Llama's does and is not computed twice, which would be after its hook is gone."""
     forwards = (inspect.unwrap(kind.forward) for kind in (type(layer), modeling_llama.LlamaDecoderLayer))
     own = isinstance(layer, torch.nn.Module) and same_code(*forwards) and "forward" not in vars(layer)
-    return own and hasattr(layer.self_attn, "o_proj") and not (layer.training and layer.gradient_checkpointing)
+    twice = layer is not None and layer.training and getattr(layer, "gradient_checkpointing", False)
+    return own and hasattr(layer.self_attn, "o_proj") and not twice
 
 
 def _last_forward(layer: Any, hidden_states: torch.Tensor, *, shared: Shared, **given: Any) -> torch.Tensor:
