@@ -75,9 +75,24 @@ def _bars(found: dict[str, Any]) -> str:
     if "qlora" in arms and BASELINE in arms:
         loss = arms["qlora"]["validation_loss"] / arms[BASELINE]["validation_loss"]
         text += f" On a base in 4 bits, as notebook 01 comes, the loss is {loss:.3g} times TRL's."
+    if missed := _missed(found):
+        text += f" {missed}"
     if any("MFU" in bar["what"] and not bar["met"] for bar in found["bars"]):
         text += "\n\n" + _peak(found)
     return text
+
+
+def _missed(found: dict[str, Any]) -> str:
+    """The share of the peak that the aimed-at speed would take, where the speed was missed."""
+    speed = next((bar for bar in found["bars"] if bar["what"].endswith("over TRL's defaults")), {"met": True})
+    share = found["arms"].get(MAIN, {}).get("mfu")
+    if speed["met"] or share is None:
+        return ""
+    base, times = found["arms"][BASELINE]["mfu"], speed["at_least"]
+    return (
+        f"TRL's defaults reach {base:.2f} of the machine's matrix-product peak here, `{MAIN}` {share:.2f}: {times:g} "
+        f"times TRL's speed would take {share * times / speed['measured']:.2f}."
+    )
 
 
 def aim(bar: dict[str, Any]) -> str:
