@@ -359,7 +359,8 @@ def main(given: list[str] | None = None) -> int:
     output = asked.output or FOLDER
     output.mkdir(parents=True, exist_ok=True)
     (output / overview.GPU_PAGE).write_text(page(found), encoding="utf-8")
-    overview.write(output)
+    if any(output.glob("*/benchmark.json")):  # the pages of other machines
+        overview.write(output)
     return 0
 
 

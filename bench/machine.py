@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import platform
+import re
 import sys
 import time
 from pathlib import Path
@@ -30,6 +31,17 @@ def words() -> str:
     kind = found.get("model name", platform.processor() or platform.machine()).strip()
     memory = f"{psutil.virtual_memory().total / 2**30:.0f} GiB of memory"
     return ", ".join([f"{threads()} cores of {kind}", *sets, memory])
+
+
+def name(words: str) -> str:
+    """A folder's name for a machine in words: "2 cores of AMD EPYC, AVX2, AVX-512, …" has amd-epyc-avx-512."""
+    return re.sub(r"[^a-z0-9]+", "-", kind(words).lower()).strip("-")
+
+
+def kind(words: str) -> str:
+    """Its processor and the last of its instruction sets: AMD EPYC, AVX-512."""
+    cores, *sets, _ = re.sub(r"\((R|TM)\)", "", words).split(", ")
+    return ", ".join([cores.split(" of ", 1)[-1], *sets[-1:]])
 
 
 def peaks() -> dict[str, float]:

@@ -3,25 +3,13 @@
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 from typing import Any
 
-from bench import tables
+from bench import machine, tables
 from bench.arms import BASELINE, MAIN
 
 GPU_PAGE = "gpu.md"  # by bench/gpu.py, beside the overview
-
-
-def name(machine: str) -> str:
-    """A folder's name for a machine in words: "2 cores of AMD EPYC, AVX2, AVX-512, …" has amd-epyc-avx-512."""
-    return re.sub(r"[^a-z0-9]+", "-", kind(machine).lower()).strip("-")
-
-
-def kind(machine: str) -> str:
-    """Its processor and the last of its instruction sets: AMD EPYC, AVX-512."""
-    cores, *sets, _ = re.sub(r"\((R|TM)\)", "", machine).split(", ")
-    return ", ".join([cores.split(" of ", 1)[-1], *sets[-1:]])
 
 
 def write(folder: Path) -> Path:
@@ -35,18 +23,13 @@ def write(folder: Path) -> Path:
 
 def page(found: dict[str, dict[str, Any]], *, gpu: bool) -> str:
     """What was aimed at and what came out, a column for each machine."""
-    bars = {where: {bar["what"]: bar for bar in told["bars"]} for where, told in found.items()}
-    aims = {what: bar for told in bars.values() for what, bar in told.items()}
-    rows = [
-        [what, tables.aim(bar), *(tables.measured(told.get(what)) for told in bars.values())]
-        for what, bar in aims.items()
-    ]
+    rows = tables.bar_rows([told["bars"] for told in found.values()])
     for arm in (MAIN, BASELINE):
         rates = [told["arms"].get(arm, {}).get("tokens_per_second") for told in found.values()]
         rows.append([f"tokens a second, `{arm}`", "", *(f"{rate['median']:.0f}" if rate else "" for rate in rates)])
     peaks = [told["peak_gflops"].values() for told in found.values()]
     rows.append(["peak, GFLOP/s", "", *(f"{max(peak):,.0f}" if peak else "" for peak in peaks)])
-    head = ["", "aim", *(f"[{kind(told['machine'])}]({where}/README.md)" for where, told in found.items())]
+    head = ["", "aim", *(f"[{machine.kind(told['machine'])}]({where}/README.md)" for where, told in found.items())]
     parts = [
         "# How fast it trains, beside what people would use instead",
         "The same LoRA on the same rows, by notebook 01 and by other trainers, each in a process of its own. Ratios "

@@ -11,6 +11,7 @@ from typing import Any
 from bench import overview, sizes, tables
 from bench.arms import ARMS, BASELINE, BASELINE_FP32, MAIN, OURS
 from bench.levers import BESIDE, COMPILED, LEVERS, NARROW, UNCHANGED
+from bench.machine import name as folder_name
 from bench.task import ROOT, Task, read
 
 FOLDER = ROOT / "docs" / "benchmark"
@@ -24,7 +25,7 @@ def write(measured: Path, folder: Path) -> list[Path]:
     """
     task = read(measured / "task.json")
     found = summary(measured, task)
-    own = folder / overview.name(found["machine"])
+    own = folder / folder_name(found["machine"])
     own.mkdir(parents=True, exist_ok=True)
     written = [own / "benchmark.json", own / "README.md", own / "benchmark.png"]
     written[0].write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
+from bench import machine
 from bench.arms import ARMS, BASELINE, MAIN
 from bench.task import Task
 
@@ -28,7 +30,7 @@ def table(head: list[str], rows: list[list[str]]) -> str:
 def page(found: dict[str, Any], task: Task) -> str:
     """The whole page; sections without a measurement are left out."""
     parts = [
-        "# How fast it trains, beside what people would use instead",
+        f"# How fast it trains on {machine.kind(found['machine'])}",
         f"Measured by `make bench` on {found['machine']}; every number here is in [benchmark.json](benchmark.json). "
         "Other machines have [other ratios](../README.md): the same command measures yours.",
         _task(task),
@@ -62,14 +64,11 @@ def _task(task: Task) -> str:
 
 def _bars(found: dict[str, Any]) -> str:
     """The bars, measured on the task's model and with the other shapes."""
-    by_shape = {shape: {bar["what"]: bar for bar in told["bars"]} for shape, told in found["sizes"].items()}
-    rows = []
-    for bar in found["bars"]:
-        shapes = [measured(bars.get(bar["what"])) for bars in by_shape.values()]
-        rows.append([bar["what"], aim(bar), measured(bar), *shapes])
-    if not rows:
+    if not found["bars"]:
         return ""
-    text = "## What was aimed at\n\n" + table(["", "aim", "measured", *(f"{s}'s shape" for s in by_shape)], rows)
+    sized = found["sizes"]
+    rows = bar_rows([found["bars"], *(told["bars"] for told in sized.values())])
+    text = "## What was aimed at\n\n" + table(["", "aim", "measured", *(f"{s}'s shape" for s in sized)], rows)
     text += f"\n\nAll of this is about the arm `{MAIN}`, which trains what the others train."
     arms = found["arms"]
     if "qlora" in arms and BASELINE in arms:
@@ -95,13 +94,18 @@ def _missed(found: dict[str, Any]) -> str:
     )
 
 
-def aim(bar: dict[str, Any]) -> str:
-    """What was aimed at."""
+def bar_rows(columns: Sequence[list[dict[str, Any]]]) -> list[list[str]]:
+    """A row for each bar: its name, what was aimed at, and what came out in each column."""
+    found = [{bar["what"]: bar for bar in bars} for bars in columns]
+    aims = {what: bar for bars in found for what, bar in bars.items()}
+    return [[what, _aim(bar), *(_measured(bars.get(what)) for bars in found)] for what, bar in aims.items()]
+
+
+def _aim(bar: dict[str, Any]) -> str:
     return f"≥ {bar['at_least']:g}" if "at_least" in bar else f"≤ {bar['at_most']:g}"
 
 
-def measured(bar: dict[str, Any] | None) -> str:
-    """What came out, and whether that is what was aimed at; nothing where nothing was measured."""
+def _measured(bar: dict[str, Any] | None) -> str:
     if bar is None:
         return ""
     best = f" ({bar['best']})" if "best" in bar else ""

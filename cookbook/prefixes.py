@@ -158,22 +158,6 @@ class Collect(Function):
         return grad.reshape(-1, size).index_select(0, ctx.shared.indices(heads).owned).view(ctx.shape), None
 
 
-class Narrow(Function):
-    """(1, computed, size) to (1, last, size): the states to be scored."""
-
-    @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, shared: Shared) -> torch.Tensor:
-        ctx.shared, ctx.computed = shared, x.shape[1]
-        return x[0].index_select(0, shared.last)[None]
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: torch.Tensor) -> tuple[Any, ...]:
-        out = grad.new_zeros(ctx.computed, grad.shape[-1])
-        real = slice(ctx.shared.scored_once)
-        return out.index_copy_(0, ctx.shared.last[real], grad[0, real])[None], None
-
-
 def causal(tokens: int, dtype: torch.dtype) -> torch.Tensor:
     """The mask (1, 1, tokens, tokens) that is added to scores: a token sees those up to itself."""
     return torch.full((tokens, tokens), torch.finfo(dtype).min, dtype=dtype).triu_(1)[None, None]
@@ -186,7 +170,7 @@ def narrowed(decoder: Any, shared: Shared) -> Iterator[torch.Tensor]:
     if not _plain_layer(layer):
         yield shared.asked
         return
-    hook = layer.self_attn.o_proj.register_forward_pre_hook(lambda _, args: (Narrow.apply(*args, shared),))
+    hook = layer.self_attn.o_proj.register_forward_pre_hook(lambda _, args: (args[0].index_select(1, shared.last),))
     layer.forward = partial(_last_forward, layer)
     try:
         yield shared.asked_last
@@ -195,15 +179,16 @@ def narrowed(decoder: Any, shared: Shared) -> Iterator[torch.Tensor]:
         del layer.forward
 
 
-def _plain_layer(layer: Any) -> bool:
+def _plain_layer(layer: torch.nn.Module | None) -> bool:
     """Whether a layer computes as Llama's does and is not computed twice, which would be after its hook is gone."""
     forwards = (inspect.unwrap(kind.forward) for kind in (type(layer), modeling_llama.LlamaDecoderLayer))
-    own = isinstance(layer, torch.nn.Module) and same_code(*forwards) and "forward" not in vars(layer)
-    twice = layer is not None and layer.training and getattr(layer, "gradient_checkpointing", False)
-    return own and hasattr(layer.self_attn, "o_proj") and not twice
+    if layer is None or "forward" in vars(layer) or not same_code(*forwards):
+        return False
+    twice = layer.training and getattr(layer, "gradient_checkpointing", False)
+    return not twice and hasattr(layer.self_attn, "o_proj")
 
 
 def _last_forward(layer: Any, hidden_states: torch.Tensor, *, shared: Shared, **given: Any) -> torch.Tensor:
     mixed, _ = layer.self_attn(hidden_states=layer.input_layernorm(hidden_states), shared=shared, **given)
-    hidden = Narrow.apply(hidden_states, shared) + mixed
+    hidden = hidden_states.index_select(1, shared.last) + mixed
     return hidden + layer.mlp(layer.post_attention_layernorm(hidden))

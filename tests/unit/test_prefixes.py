@@ -87,7 +87,7 @@ def test_narrowed_to_what_is_scored_with_an_exact_gradient() -> None:
     shared = prefixes.Shared(IDS[:, :-1], ANSWER)
     assert len(shared.asked) == shared.scored_once + 1  # one is scored in two rows
     x = torch.randn(1, prefixes.MULTIPLE, 3, dtype=torch.float64, requires_grad=True)
-    scored = prefixes.Narrow.apply(x, shared)[0, shared.asked_last]
+    scored = x.index_select(1, shared.last)[0, shared.asked_last]
     assert torch.equal(scored, x[0, shared.asked])
     weights = torch.randn(scored.shape, dtype=torch.float64)
     found, wanted = (torch.autograd.grad((weights * y).sum(), x)[0] for y in (scored, x[0, shared.asked]))
