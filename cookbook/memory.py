@@ -18,7 +18,7 @@ from cookbook import activations, unfreezing
 from cookbook.activations import IN_PLACE, METHODS
 from cookbook.fused import plain_scores
 from cookbook.fused_functions import LOSS_ROWS
-from cookbook.models import ModelError, resolve
+from cookbook.locating import ModelError, resolve
 
 NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)  # 4 bits, one 8-bit constant per 64 weights, one fp32 per 256 of those
 # On a CPU, where nobody has measured it: Python with its libraries loaded, and the 0.2 GB in which oneDNN keeps 128

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.trainer_callback import PrinterCallback, TrainerCallback
@@ -24,12 +23,9 @@ from transformers.utils import logging as transformers_logging
 from cookbook import assets, batching, engines, softprompts
 from cookbook.chat import PLAIN_TEMPLATE, Messages, render_full, render_prompt, token_ids
 from cookbook.fourbit import dense_weights
+from cookbook.locating import ModelError, explained, resolve
 
 QUIET = ("trl", "peft", "accelerate", "datasets", "httpx", "huggingface_hub.repocard")
-
-
-class ModelError(ValueError):
-    """A model that cannot be had or does not fit: what is wrong and what to do."""
 
 
 def quiet() -> None:
@@ -64,27 +60,6 @@ def choose_dtype(device: str = "cpu") -> tuple[torch.dtype, dict[str, float]]:
             best[dtype] = max(best[dtype], 2 * n**3 / (time.perf_counter() - start) / 1e9)
     fast = torch.bfloat16 if best[torch.bfloat16] > 1.2 * best[torch.float32] else torch.float32
     return fast, {"fp32_gflops": best[torch.float32], "bf16_gflops": best[torch.bfloat16]}
-
-
-def resolve(model: str, kind: str = "model") -> str:
-    """A bundled asset's name (of this kind), a local folder or a Hub id → what `from_pretrained` takes.
-
-    Raises:
-        ModelError: a path that does not exist or holds no model.
-    """
-    if model in assets.names(kind):
-        return str(assets.path(model))
-    folder = Path(model).expanduser()
-    if folder.is_dir():
-        if not (folder / "config.json").is_file():
-            raise ModelError(f"MODEL {model}: no config.json in this folder; give a folder saved by save_pretrained")
-        return str(folder)
-    if model.count("/") == 1 and not model.startswith((".", "~", "/")):
-        return model
-    raise ModelError(
-        f"MODEL {model!r} is no folder here, no bundled model ({', '.join(assets.names(kind))}) "
-        "and no Hub id (owner/name)"
-    )
 
 
 def load_tokenizer(model: str) -> PreTrainedTokenizerBase:
@@ -315,19 +290,3 @@ def _stops(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[i
     own = model.generation_config.eos_token_id
     ids = {tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])}
     return sorted(i for i in ids if i is not None)
-
-
-@contextmanager
-def explained(model: str, kind: str = "model") -> Iterator[None]:
-    """Turns the many errors of a model that cannot be had into one sentence."""
-    try:
-        yield
-    except ModelError:
-        raise
-    except (OSError, ValueError, SafetensorError) as error:
-        first = str(error).strip().splitlines()[0]
-        raise ModelError(
-            f"MODEL {model} cannot be loaded: {first} Give a folder, a bundled model "
-            f"({', '.join(assets.names(kind))}), "
-            "or a Hub id while online (HF_TOKEN in the environment if it is gated)"
-        ) from error

@@ -14,7 +14,7 @@ from transformers import AutoConfig, PretrainedConfig
 
 from cookbook import memory
 from cookbook.activations import IN_PLACE, METHODS
-from cookbook.models import ModelError, explained, resolve
+from cookbook.locating import ModelError, explained, resolve
 from cookbook.recipes import RequestError
 
 PRECISIONS = {  # of the products, and whether trained weights are kept in fp32

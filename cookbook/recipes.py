@@ -230,7 +230,7 @@ def _adapter(value: str, *_: Any) -> str:
 
 
 def _model(value: str, _: Mapping[str, Any], notebook: Path) -> str:
-    """An absolute path if it is one; names of assets and Hub ids stay as they are (see `models.resolve`)."""
+    """An absolute path if it is one; names of assets and Hub ids stay as they are (see `locating.resolve`)."""
     from cookbook.assets import names
 
     path = Path(value).expanduser()

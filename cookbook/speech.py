@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from transformers import WhisperForConditionalGeneration, WhisperProcessor
 
-from cookbook import models
+from cookbook import locating, models
 from cookbook.audio import RATE, Clip
 
 
@@ -22,8 +22,8 @@ def load(
     Raises:
         ModelError: no such model, no Whisper, or the Hub cannot be reached.
     """
-    with models.explained(model, kind="speech"):
-        folder = models.resolve(model, kind="speech")
+    with locating.explained(model, kind="speech"):
+        folder = locating.resolve(model, kind="speech")
         processor = WhisperProcessor.from_pretrained(folder)
         loaded = WhisperForConditionalGeneration.from_pretrained(folder, dtype=dtype, use_safetensors=True)
     if loaded.generation_config.is_multilingual:

@@ -147,12 +147,12 @@ def _tokenizer(v: Values, profile: profiles.Profile) -> tuple[Any, int, int]:
     """The base model's tokenizer, the longest row in tokens that the recipe trains on, and the model's context."""
     from transformers import AutoConfig
 
-    from cookbook import models
+    from cookbook import locating, models
 
     models.quiet()
     model = v["MODEL"] or profile.model
     tokenizer = models.load_tokenizer(model)
-    context = models.context_length(AutoConfig.from_pretrained(models.resolve(model)))
+    context = models.context_length(AutoConfig.from_pretrained(locating.resolve(model)))
     return tokenizer, min(v["MAX_LENGTH"] or profile.max_length, context), context
 
 

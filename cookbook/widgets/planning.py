@@ -8,7 +8,7 @@ import ipywidgets
 
 from cookbook import memory, planning, planning_view
 from cookbook.activations import METHODS
-from cookbook.models import ModelError
+from cookbook.locating import ModelError
 from cookbook.recipes import RequestError
 
 SLIDERS = {  # label, and the values a slider stops at
