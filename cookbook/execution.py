@@ -56,6 +56,7 @@ def main(work: Path) -> None:
     request = json.loads((work / "request.json").read_text(encoding="utf-8"))
     report = _Report(work / "events.jsonl", Path(request["notebook"]).name)
 
+    sys.modules.setdefault("rfc3987_syntax", None)  # how jsonschema checks URIs: a second, for nothing
     import papermill
     from nbclient.exceptions import DeadKernelError
     from papermill.exceptions import PapermillExecutionError
