@@ -10,6 +10,7 @@ import json
 import sys
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -108,7 +109,23 @@ def levers(task: Task, model: Any, tokenizer: Any, prompts: list[Any]) -> list[d
             no_prefix,
         ),
     ]
+    found.append(
+        tried(
+            "attention of one token as plain products, not by torch's kernel",
+            True,
+            lambda: answered(which=shown),
+            lambda: patched("models.one_token", nullcontext, which=shown),
+        )
+    )
     adapted = get_peft_model(model, LoraConfig(**lora(task)))
+    found.append(
+        tried(
+            "fused layers, with an adapter",
+            True,
+            lambda: answered(adapted),
+            lambda: patched("fused.layers", nullcontext, asked=adapted),
+        )
+    )
     apart = timed(lambda: answered(adapted))[1]
     merged = adapted.merge_and_unload()
     at_once = timed(lambda: answered(merged))[1]

@@ -18,8 +18,8 @@ from transformers.models.llama import modeling_llama
 
 from cookbook import allocator, fused_functions, fused_lora, prefixes
 from cookbook.allocator import keep_memory as keep_memory  # where notebooks ask for it
+from cookbook.heads import head_reads
 from cookbook.known import same_code
-from cookbook.models import head_reads
 
 PLAIN = "fused_plain"  # the attention below, as transformers calls it
 SHARED = "fused_shared"  # the same, in a model whose states depend on their row's tokens up to them alone

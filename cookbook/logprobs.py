@@ -12,7 +12,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from cookbook.chat import Messages, render_full, render_prompt, token_ids
-from cookbook.models import head_reads
+from cookbook.heads import head_reads
 
 Batch = tuple[
     list[int], dict[str, torch.Tensor], torch.Tensor

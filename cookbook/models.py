@@ -9,8 +9,7 @@ import logging
 import os
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +19,11 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from transformers.trainer_callback import PrinterCallback, TrainerCallback
 from transformers.utils import logging as transformers_logging
 
-from cookbook import assets, batching, engines, softprompts
+from cookbook import assets, batching, engines, fused, softprompts
 from cookbook.chat import PLAIN_TEMPLATE, Messages, render_full, render_prompt, token_ids
+from cookbook.decoding import one_token
 from cookbook.fourbit import dense_weights
+from cookbook.heads import head_reads as head_reads  # where notebooks ask for it
 from cookbook.locating import ModelError, explained, resolve
 
 QUIET = ("trl", "peft", "accelerate", "datasets", "httpx", "huggingface_hub.repocard")
@@ -148,20 +149,6 @@ def context_length(config: Any) -> int:
     return int(getattr(text, "max_position_embeddings", 0) or getattr(text, "n_positions", 0) or 1 << 20)
 
 
-@contextmanager
-def head_reads(model: PreTrainedModel, change: Callable[[torch.Tensor], torch.Tensor]) -> Iterator[None]:
-    """Inside this block the head (the output embeddings) reads `change(hidden)`, hidden being (rows, tokens, size).
-
-    To score few positions, select them. When only the last ones are scored, copy them (`torch.Tensor.contiguous`):
-    given a slice and frozen weights, torch multiplies with a copy of the whole head for each row, which is gigabytes.
-    """
-    hook = model.get_output_embeddings().register_forward_pre_hook(lambda _, hidden: (change(hidden[0]),))
-    try:
-        yield
-    finally:
-        hook.remove()
-
-
 @torch.no_grad()
 def generate(
     model: PreTrainedModel,
@@ -193,7 +180,8 @@ def generate(
     order = sorted(range(len(ids)), key=lambda i: (len(ids[i]), i))
     answers, training = [""] * len(ids), model.training
     model.eval()
-    with dense_weights(model), head_reads(model, torch.Tensor.contiguous), torch.random.fork_rng():
+    last = head_reads(model, torch.Tensor.contiguous)
+    with dense_weights(model), fused.layers(model), one_token(), last, torch.random.fork_rng():
         torch.manual_seed(seed)
         prefix = [] if more else batching.shared_prefix(model, ids)
         read = batching.read_prefix(model, prefix) if prefix else None

@@ -12,6 +12,7 @@ from transformers import WhisperForConditionalGeneration, WhisperProcessor
 
 from cookbook import locating, models
 from cookbook.audio import RATE, Clip
+from cookbook.decoding import one_token
 
 
 def load(
@@ -63,7 +64,8 @@ def transcribe(
     for start in range(0, len(order), batch_size):
         rows = order[start : start + batch_size]
         heard = features(processor, [clips[i].samples for i in rows]).to(model.device, model.dtype)
-        written = model.generate(input_features=heard, **options)
+        with one_token():
+            written = model.generate(input_features=heard, **options)
         texts = processor.batch_decode(written, skip_special_tokens=True)
         for i, text in zip(rows, texts, strict=True):
             found[i] = text.strip()  # the prompt is not among it

@@ -26,7 +26,7 @@ def labels(file: Path) -> Path:
 
 
 def test_labels_of_two_people_and_kto(tmp_path: Path) -> None:
-    given = {"DATA": str(labels(tmp_path / "labels.jsonl")), "LOSS": "kto"}
+    given = {"DATA": str(labels(tmp_path / "labels.jsonl")), "LOSS": "kto", "EPOCHS": 0.3}
     record = run(batch.find("05"), tmp_path / "run", **given)
     assert record.data.source == "labels.jsonl"
     assert record.data.train + record.data.validation + record.data.test <= 36

@@ -317,7 +317,7 @@ def test_each_means_of_generation_is_tried_with_it_and_without(
         assert lever["gain"] == lever["seconds"]["without"] / lever["seconds"]["with"]
     put(measured, "evaluation", **found)
     page = tables.page(report.summary(measured, task), task)
-    assert all(lever["lever"] in page for lever in found["levers"]) and len(found["levers"]) == 6
+    assert all(lever["lever"] in page for lever in found["levers"]) and len(found["levers"]) == 8
 
 
 def test_seconds_to_a_loss() -> None:
