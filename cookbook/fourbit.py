@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
@@ -32,26 +32,35 @@ def dense_weights(model: torch.nn.Module) -> Iterator[None]:
     ]
     try:
         for layer in layers:
-            layer.forward = _dense_forward(layer)
+            layer.forward = Dense(layer)
         yield
     finally:
         for layer in layers:
             del layer.forward
 
 
-def _dense_forward(layer: torch.nn.Module) -> Callable[[torch.Tensor], torch.Tensor]:
+class Dense:
+    """The forward of a 4-bit linear layer that unpacks its weights once."""
+
+    def __init__(self, layer: torch.nn.Module) -> None:
+        self._layer, self._weight = layer, None
+
+    def weight(self, dtype: torch.dtype) -> torch.Tensor:
+        """The unpacked weights, (out, in)."""
+        if self._weight is None or self._weight.dtype != dtype:
+            self._weight = unpacked(self._layer, dtype)
+        return self._weight
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        dtype = self._layer.compute_dtype or x.dtype
+        bias = None if self._layer.bias is None else self._layer.bias.to(dtype)
+        return torch.nn.functional.linear(x.to(dtype), self.weight(dtype), bias).to(x.dtype)
+
+
+def unpacked(layer: torch.nn.Module, dtype: torch.dtype) -> torch.Tensor:
+    """The weights of a 4-bit linear layer, (out, in), straight in the dtype of the product, as bitsandbytes does."""
     from bitsandbytes.functional import dequantize_4bit
 
-    weight: torch.Tensor | None = None
-
-    def forward(x: torch.Tensor) -> torch.Tensor:
-        nonlocal weight
-        dtype = layer.compute_dtype or x.dtype
-        if weight is None or weight.dtype != dtype:
-            state = copy.copy(layer.weight.quant_state)
-            state.dtype = dtype  # straight to the dtype of the product, as bitsandbytes does
-            weight = dequantize_4bit(layer.weight.data, state)
-        bias = None if layer.bias is None else layer.bias.to(dtype)
-        return torch.nn.functional.linear(x.to(dtype), weight, bias).to(x.dtype)
-
-    return forward
+    state = copy.copy(layer.weight.quant_state)
+    state.dtype = dtype
+    return dequantize_4bit(layer.weight.data, state)

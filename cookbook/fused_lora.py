@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import inspect
 from collections.abc import Callable, Container, Sequence
 from functools import partial
@@ -10,6 +9,7 @@ from typing import Any
 
 import torch
 
+from cookbook.fourbit import Dense, unpacked
 from cookbook.fused_functions import Frozen, Lora
 
 SIBLINGS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))  # names in a Llama-like layer
@@ -23,7 +23,9 @@ def fits(module: torch.nn.Module) -> bool:
     base = module.get_base_layer()
     if type(base) is not torch.nn.Linear and not _four_bit(base):
         return False
-    if base.weight.requires_grad or "forward" in vars(base) or base._forward_hooks or base._forward_pre_hooks:
+    if base.weight.requires_grad or base._forward_hooks or base._forward_pre_hooks:
+        return False
+    if "forward" in vars(base) and not isinstance(base.forward, Dense):
         return False
     return all(_plain_adapter(module, name) for name in module.active_adapters)
 
@@ -80,8 +82,7 @@ def _outputs(modules: Sequence[Any], x: torch.Tensor) -> list[torch.Tensor]:
     dtype = _product_type(modules[0].get_base_layer(), x)
     for module in modules:
         base, name = module.get_base_layer(), _adapter(module)
-        weight = partial(_unpacked, base, dtype) if _four_bit(base) else base.weight
-        layers.append(Frozen(weight, base.bias, module.scaling[name]))
+        layers.append(Frozen(_weight(base, dtype), base.bias, module.scaling[name]))
         trained += [module.lora_A[name].weight, module.lora_B[name].weight]
     outputs = Lora.apply(x.to(dtype), layers, *trained)
     return [out if torch.is_autocast_enabled(x.device.type) else out.to(x.dtype) for out in outputs]
@@ -120,9 +121,8 @@ def _product_type(base: torch.nn.Module, x: torch.Tensor) -> torch.dtype:
     return (getattr(base, "compute_dtype", None) or x.dtype) if _four_bit(base) else base.weight.dtype
 
 
-def _unpacked(base: Any, dtype: torch.dtype) -> torch.Tensor:
-    from bitsandbytes.functional import dequantize_4bit
-
-    state = copy.copy(base.weight.quant_state)
-    state.dtype = dtype  # straight to the type of the product, as bitsandbytes does
-    return dequantize_4bit(base.weight.data, state)
+def _weight(base: Any, dtype: torch.dtype) -> torch.Tensor | Callable[[], torch.Tensor]:
+    """The frozen weights, (out, in); of a 4-bit layer what gives them, unpacked once if the layer does so itself."""
+    if not _four_bit(base):
+        return base.weight
+    return partial(base.forward.weight, dtype) if isinstance(base.forward, Dense) else partial(unpacked, base, dtype)

@@ -13,7 +13,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import BitsAndBytesConfig
 from transformers.models.llama import modeling_llama
 
-from cookbook import fused, fused_functions, models
+from cookbook import fourbit, fused, fused_functions, models
 
 LORA = {"r": 4, "lora_alpha": 8, "target_modules": "all-linear", "task_type": "CAUSAL_LM"}
 IDS = torch.tensor([[7, 9, 11, 13, 2, 5, 8, 6], [3, 5, 8, 2, 21, 0, 0, 0]])
@@ -71,6 +71,17 @@ def test_same_results_and_gradients(family: str, four_bit: bool, request: pytest
     assert not torch.equal(other, gradient) or family == "gpt2"  # other code did compute it
     assert torch.allclose(got, logits, rtol=1e-4, atol=1e-4 * logits.abs().max().item())
     assert torch.allclose(other, gradient, rtol=1e-3, atol=1e-5 * gradient.abs().max().item())
+
+
+def test_weights_unpacked_once_serve_the_fused_layers(llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, unpacked, asked = made(llama, four_bit=True).eval(), fourbit.unpacked, []
+    with torch.no_grad():
+        logits = model(**BATCH).logits
+        monkeypatch.setattr(fourbit, "unpacked", lambda layer, dtype: asked.append(layer) or unpacked(layer, dtype))
+        with fourbit.dense_weights(model), fused.layers(model) as found:
+            got = [model(**BATCH).logits for _ in range(2)]
+    assert found.lora == len(asked) == len(set(asked)) > 0
+    assert torch.equal(*got) and torch.allclose(got[0], logits, rtol=1e-4, atol=1e-4 * logits.abs().max().item())
 
 
 def test_as_near_to_exact_in_bf16_as_the_layers_it_replaces(llama: Path) -> None:
