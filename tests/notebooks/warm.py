@@ -58,6 +58,7 @@ def environment() -> dict[str, str]:
 
 def serve(listener: socket.socket) -> None:
     """Load what the notebooks import, then fork a kernel for every client, until stdin ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the tests, which then end this process
     load()
     waiting: dict[int, tuple[socket.socket, int]] = {}  # by the kernel's process: its client, its handle
     with selectors.DefaultSelector() as events:
@@ -81,7 +82,8 @@ def serve(listener: socket.socket) -> None:
                             os._exit(1)
                     for stream in streams:
                         os.close(stream)
-                    client.sendall(f"{pid}\n".encode())
+                    with suppress(OSError):  # it may be gone already, which its end will tell
+                        client.sendall(f"{pid}\n".encode())
                     waiting[pid] = client, os.pidfd_open(pid)
                     for end in waiting[pid]:
                         events.register(end, selectors.EVENT_READ, pid)
@@ -101,6 +103,7 @@ def serve(listener: socket.socket) -> None:
 def load() -> None:
     """Import what the code cells import, and the models' own code; no computation, so that no thread has begun."""
     warnings.simplefilter("ignore")
+    quiet = warnings.filters[0]  # what loading says is for the kernels that load by themselves
     for notebook in sorted((ROOT / "notebooks").glob("*.ipynb")):
         for cell in json.loads(notebook.read_text(encoding="utf-8"))["cells"]:
             source = "".join(cell["source"]) if cell["cell_type"] == "code" else ""
@@ -112,6 +115,8 @@ def load() -> None:
         exec(f"import transformers.models.{name}.modeling_{name}, transformers.models.auto.modeling_auto")
     import ipykernel.kernelapp  # noqa: F401
 
+    warnings.filters.remove(quiet)
+
 
 def become(asked: dict[str, Any], streams: list[int]) -> None:
     """In the new process: the kernel that the client was asked to be."""
@@ -122,11 +127,11 @@ def become(asked: dict[str, Any], streams: list[int]) -> None:
         os.dup2(stream, target)
         os.close(stream)
     os.setsid()
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     os.environ.clear()
     os.environ.update(asked["environment"], JPY_PARENT_PID=str(os.getppid()))
     os.chdir(asked["folder"])
     np.random.seed()  # each its own, as if it had been loaded here
-    warnings.resetwarnings()
     sys.argv = ["ipykernel_launcher", *asked["words"]]
     sys.path[:] = [path for path in sys.path if path != str(Path(__file__).parent)]
     launch_new_instance()
