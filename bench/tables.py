@@ -340,7 +340,8 @@ def _evaluation(found: dict[str, Any]) -> str:
             f"{told['questions']} questions, answers of up to 64 tokens, greedy: {rate['batched']:.0f} tokens a "
             "second by `models.generate` (sorted, batched, what all begin with read once), "
             f"{rate['one by one']:.0f} one by one with `generate`: **{told['ratio']:.1f} times**. {told['same']:.0%} "
-            "of the answers are the same to the letter; the others differ by how sums of bf16 round in a batch."
+            "of the answers are the same to the letter; the others differ by how sums of bf16 round, in a batch and in "
+            "fused layers."
         )
         parts.append(_generation(told["levers"]))
     if over := found["overhead"]:
