@@ -340,8 +340,8 @@ def _evaluation(found: dict[str, Any]) -> str:
             f"{told['questions']} questions, answers of up to 64 tokens, greedy: {rate['batched']:.0f} tokens a "
             "second by `models.generate` (sorted, batched, what all begin with read once), "
             f"{rate['one by one']:.0f} one by one with `generate`: **{told['ratio']:.1f} times**. {told['same']:.0%} "
-            "of the answers are the same to the letter; the others differ by how sums of bf16 round, in a batch and in "
-            "fused layers."
+            "of the answers are the same to the letter; the others differ by how sums of bf16 round, in a batch "
+            "and in fused layers."
         )
         parts.append(_generation(told["levers"]))
     if over := found["overhead"]:
@@ -366,7 +366,7 @@ def _generation(levers: list[dict[str, Any]]) -> str:
     ]
     return (
         table(["lever of generation", "s with", "s without", "gives, ×", "kept"], rows)
-        + "\n\nOne run each. A merged adapter rounds its sum with the weights, so the notebooks score the adapter as "
+        + "\n\nOne run each: a tenth more or less is undecided. A merged adapter rounds its sum with the weights, so the notebooks score the adapter as "
         "it was trained, and compare the merged model with it when it ships. A static cache is not used together "
         "with what is read once."
     )
