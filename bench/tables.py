@@ -366,9 +366,9 @@ def _generation(levers: list[dict[str, Any]]) -> str:
     ]
     return (
         table(["lever of generation", "s with", "s without", "gives, ×", "kept"], rows)
-        + "\n\nOne run each: a tenth more or less is undecided. A merged adapter rounds its sum with the weights, so the notebooks score the adapter as "
-        "it was trained, and compare the merged model with it when it ships. A static cache is not used together "
-        "with what is read once."
+        + "\n\nOne run each: a tenth more or less is undecided. A merged adapter rounds its sum with the weights, so "
+        "the notebooks score the adapter as it was trained, and compare the merged model with it when it ships. A "
+        "static cache is not used together with what is read once."
     )
 
 
