@@ -108,15 +108,13 @@ def levers(task: Task, model: Any, tokenizer: Any, prompts: list[Any]) -> list[d
             lambda: answered(more=lambda rows: {"cache_implementation": "static"}),
             no_prefix,
         ),
-    ]
-    found.append(
         tried(
             "attention of one token as plain products, not by torch's kernel",
             True,
             lambda: answered(which=shown),
             lambda: patched("models.one_token", nullcontext, which=shown),
-        )
-    )
+        ),
+    ]
     adapted = get_peft_model(model, LoraConfig(**lora(task)))
     found.append(
         tried(

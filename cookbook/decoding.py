@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from cookbook.fused_functions import Attention
+
 SDPA = "sdpa"  # transformers' name for torch's fused attention
 
 
@@ -31,24 +33,13 @@ def one_token() -> Iterator[None]:
         alike = mask is None or mask.shape[1] == 1  # for all heads
         if not (single and alike) or module.training or more.get("position_bias") is not None:
             return before(module, query, key, value, mask, scaling=scaling, **more)
-        return _plain(query, key, value, mask, query.shape[-1] ** -0.5 if scaling is None else scaling), None
+        if mask is not None and mask.dtype == torch.bool:
+            mask = torch.zeros_like(mask, dtype=query.dtype).masked_fill_(~mask, torch.finfo(query.dtype).min)
+        out = Attention.apply(query, key, value, mask, query.shape[-1] ** -0.5 if scaling is None else scaling)
+        return out.transpose(1, 2), None
 
     ALL_ATTENTION_FUNCTIONS[SDPA] = attend
     try:
         yield
     finally:
         ALL_ATTENTION_FUNCTIONS[SDPA] = before
-
-
-def _plain(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None, scale: float
-) -> torch.Tensor:
-    """softmax(q k' s + mask) v of one query a row, (rows, 1, heads, size); heads that share a key are one product."""
-    rows, heads, _, size = query.shape
-    scores = (query * scale).view(rows, key.shape[1], -1, size) @ key.transpose(-1, -2)
-    if mask is not None and mask.dtype == torch.bool:
-        scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
-    elif mask is not None:
-        scores = scores + mask
-    shares = torch.softmax(scores, dim=-1, dtype=torch.float32).to(value.dtype)
-    return (shares @ value).view(rows, 1, heads, size)

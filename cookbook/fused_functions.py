@@ -13,7 +13,7 @@ LOSS_ROWS = 256  # positions whose scores over the vocabulary are held in fp32 a
 
 
 class Frozen(NamedTuple):
-    """Of a linear layer under LoRA: W, or a function that unpacks it for each product and keeps nothing; bias; s."""
+    """Of a linear layer under LoRA: W, or a function that gives it unpacked for a product; bias; s."""
 
     weight: Any
     bias: torch.Tensor | None
@@ -177,7 +177,8 @@ class Rotary(Function):
 class Attention(Function):
     """softmax(q k' s + mask) v; the queries of a group are rows of one product with their shared key.
 
-    q (rows, heads, tokens, size), k and v (rows, groups, tokens, size), mask (rows or 1, 1, tokens, tokens).
+    q (rows, heads, tokens, size), k and v (rows, groups, tokens, size), k and v of as many
+    tokens or more, mask (rows or 1, 1, tokens, those of k).
     """
 
     @staticmethod

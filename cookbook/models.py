@@ -180,8 +180,13 @@ def generate(
     order = sorted(range(len(ids)), key=lambda i: (len(ids[i]), i))
     answers, training = [""] * len(ids), model.training
     model.eval()
-    last = head_reads(model, torch.Tensor.contiguous)
-    with dense_weights(model), fused.layers(model), one_token(), last, torch.random.fork_rng():
+    with (
+        dense_weights(model),
+        fused.layers(model),
+        one_token(),
+        head_reads(model, torch.Tensor.contiguous),
+        torch.random.fork_rng(),
+    ):
         torch.manual_seed(seed)
         prefix = [] if more else batching.shared_prefix(model, ids)
         read = batching.read_prefix(model, prefix) if prefix else None

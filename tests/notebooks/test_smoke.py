@@ -82,11 +82,8 @@ def weights(folder: Path) -> dict[tuple[str, str], torch.Tensor]:
 )
 def ran(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Ran:
     folder = tmp_path_factory.mktemp(request.param.stem)
-    return (
-        request.param,
-        folder,
-        run(request.param, folder, kernel={}),
-    )  # as a reader runs it: what loading prints shows
+    record = run(request.param, folder, kernel={})  # as a reader runs it: what loading prints shows
+    return request.param, folder, record
 
 
 @pytest.mark.model

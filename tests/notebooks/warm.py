@@ -13,6 +13,7 @@ from __future__ import annotations
 import ast
 import atexit
 import functools
+import importlib
 import json
 import os
 import selectors
@@ -72,18 +73,7 @@ def serve(listener: socket.socket) -> None:
                     return
                 if key.fileobj is listener:
                     client = listener.accept()[0]
-                    message, streams, _, _ = socket.recv_fds(client, 1 << 20, 3)
-                    pid = os.fork()
-                    if pid == 0:
-                        events.close()
-                        try:
-                            become(json.loads(message), streams)
-                        finally:
-                            os._exit(1)
-                    for stream in streams:
-                        os.close(stream)
-                    with suppress(OSError):  # it may be gone already, which its end will tell
-                        client.sendall(f"{pid}\n".encode())
+                    pid = forked(client)
                     waiting[pid] = client, os.pidfd_open(pid)
                     for end in waiting[pid]:
                         events.register(end, selectors.EVENT_READ, pid)
@@ -91,13 +81,36 @@ def serve(listener: socket.socket) -> None:
                     client, handle = waiting.pop(pid)
                     for end in (client, handle):
                         events.unregister(end)
-                    if key.fileobj is client:  # it was killed
-                        os.kill(pid, signal.SIGKILL)
-                    code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-                    with suppress(OSError):
-                        client.sendall(f"{code}\n".encode())
-                    client.close()
                     os.close(handle)
+                    ended(pid, client, killed=key.fileobj is client)
+
+
+def forked(client: socket.socket) -> int:
+    """The process of a new kernel, of which its client is told."""
+    message, streams, _, _ = socket.recv_fds(client, 1 << 20, 3)
+    pid = os.fork()
+    if pid == 0:
+        try:
+            become(json.loads(message), streams)
+        finally:
+            os._exit(1)
+    for stream in streams:
+        os.close(stream)
+    tell(client, pid)
+    return pid
+
+
+def ended(pid: int, client: socket.socket, *, killed: bool) -> None:
+    """End a kernel whose client was killed, or tell the client how its kernel ended."""
+    if killed:
+        os.kill(pid, signal.SIGKILL)
+    tell(client, os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+    client.close()
+
+
+def tell(client: socket.socket, number: int) -> None:
+    with suppress(OSError):  # it may be gone, which its end tells
+        client.sendall(f"{number}\n".encode())
 
 
 def load() -> None:
@@ -111,10 +124,9 @@ def load() -> None:
                 if isinstance(node, ast.Import | ast.ImportFrom) and "unsloth" not in ast.unparse(node):
                     with suppress(ImportError):
                         exec(ast.unparse(node), {})
-    for name in MODELS:
-        exec(f"import transformers.models.{name}.modeling_{name}, transformers.models.auto.modeling_auto")
-    import ipykernel.kernelapp  # noqa: F401
-
+    models = [f"transformers.models.{name}.modeling_{name}" for name in MODELS]
+    for module in ("transformers.models.auto.modeling_auto", *models, "ipykernel.kernelapp"):
+        importlib.import_module(module)
     warnings.filters.remove(quiet)
 
 
