@@ -1,4 +1,4 @@
-"""Notebook 04 at the cpu profile on the real model, in three eighths of its passes: what it must reach, from its record.
+"""Notebook 04 at the cpu profile on the real model, in three eighths of its passes: what it must reach.
 
 The committed run has all of them: `tests/notebooks/test_published.py`.
 """
