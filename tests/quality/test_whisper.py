@@ -1,4 +1,4 @@
-"""Notebook 04 at the cpu profile on the real model, in three eighths of its passes: what it must reach.
+"""Notebook 04 at the cpu profile on the real model, in half its passes: what it must reach, from its record.
 
 The committed run has all of them: `tests/notebooks/test_published.py`.
 """
@@ -17,13 +17,13 @@ pytestmark = [pytest.mark.quality, pytest.mark.model]
 
 @pytest.fixture(scope="module")
 def record(run_at_cpu: Callable[..., results.Results]) -> results.Results:
-    return run_at_cpu("04", EPOCHS=1.5)
+    return run_at_cpu("04", EPOCHS=2)
 
 
 def test_words_in_sentences_and_voices_never_heard(record: results.Results) -> None:
     wer = record.metrics["wer"]
     assert record.headline == "wer"
-    assert wer.after <= 0.8 * wer.before  # 0.398 to 0.290; the committed run, with all passes: 0.408 to 0.248
+    assert wer.after <= 0.75 * wer.before  # the committed run, with all passes: 0.408 to 0.248
     assert wer.ci95[1] < 0 and wer.verdict == "improved"
     assert wer.after < wer.prompted
     assert record.metrics["cer"].verdict == "improved"
@@ -31,7 +31,7 @@ def test_words_in_sentences_and_voices_never_heard(record: results.Results) -> N
 
 def test_keywords(record: results.Results) -> None:
     recall = record.metrics["keyword_recall"]
-    assert recall.change >= 0.25  # 0.355; the committed run: 0.470
+    assert recall.change >= 0.3
     assert recall.ci95[0] > 0
 
 
