@@ -259,7 +259,8 @@ def _levers(found: dict[str, Any]) -> str:
         noise = max(runs) / min(runs) - 1
         text += (
             f". That is {noise:.0%} apart, and what a lever gives within {1 - noise:.2f} to {1 + noise:.2f} is "
-            "undecided: such a lever is kept where it saves memory or is the library's own default"
+            "undecided: such a lever is kept where it saves memory, is the library's own default or pays on another "
+            "machine"
         )
     text += ". A kept lever is taken away, any other is added."
     if any("beside" in lever for lever in found["levers"]):

@@ -177,8 +177,8 @@ class Rotary(Function):
 class Attention(Function):
     """softmax(q k' s + mask) v; the queries of a group are rows of one product with their shared key.
 
-    q (rows, heads, tokens, size), k and v (rows, groups, tokens, size), k and v of as many
-    tokens or more, mask (rows or 1, 1, tokens, those of k).
+    q (rows, heads, tokens, size), k and v (rows, groups, reads, size) of as many tokens or more, mask (rows or 1, 1,
+    tokens, reads).
     """
 
     @staticmethod
